@@ -1,0 +1,93 @@
+"""The checks, one session each: `nox` runs lint, typing and tests; `nox -l` lists all; `nox -s tests -- -k lanes` passes arguments on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import nox
+
+SUPPORTED = ("3.11", "3.12", "3.13", "3.14")
+SOURCES = ("quicflow_trio", "tests", "examples", "benchmarks")
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def wake_pyenv() -> None:
+    """Make every Python that pyenv has installed answer to its name (python3.12 ...), not only the selected one.
+
+    Its shims are found on PATH for all versions, yet refuse to run the ones that are not selected: nox would report an
+    installed interpreter as missing.
+    """
+    if shutil.which("pyenv") is None:
+        return
+    listing = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True, check=True).stdout.split()
+    chosen = [name for name in listing if name.startswith(tuple(f"{version}." for version in SUPPORTED))]
+    if chosen:
+        os.environ["PYENV_VERSION"] = ":".join(chosen)
+
+
+def answers(version: str) -> bool:
+    """Return whether `pythonX.Y` starts; a shim on PATH alone proves nothing."""
+    name = f"python{version}"
+    return shutil.which(name) is not None and subprocess.run([name, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+wake_pyenv()
+# At least the oldest supported one, so that a machine with none of them fails and does not pass with nothing tested.
+INSTALLED = [version for version in SUPPORTED if answers(version)] or [SUPPORTED[0]]
+
+
+@nox.session(python=INSTALLED)
+def tests(session: nox.Session) -> None:
+    """Run the test suite on every installed Python from 3.11 on. Arguments go to pytest."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or ["--cov"]))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and layout with ruff, and Trio's traps with flake8-async."""
+    session.install(*nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "-m", "flake8", "--select=ASYNC", "--extend-exclude=quicflow_trio/wire/proto", *SOURCES)
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types with mypy, and with pyright that every public name has a complete one."""
+    session.install("-e", ".[test,typing]", "nox")
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", "quicflow_trio", "--ignoreexternal")
+
+
+@nox.session
+def protos(session: nox.Session) -> None:
+    """Generate the protobuf code afresh and compare it with what is committed."""
+    session.install("-e", ".[protos,lint]")
+    session.run("python", "protos/generate.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example against real UDP sockets."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-q", "tests/test_examples.py", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the demo: a server and five clients over loopback UDP."""
+    session.install("-e", ".")
+    session.run("quicflow", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure handshakes, round trips and throughput over loopback. Arguments go to the benchmark, `--quick` for instance."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,153 @@
+"""Fan-out of one message to many sessions, with a report. It never waits for one slow client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import trio
+
+from .errors import AckTimeout, ClientNotConnected, HandlerFailed, QuicFlowError, SlowConsumer
+from .message import Ack, AckStatus, Message
+from .protocol.lane_sender import Outgoing, OutgoingRequest
+from .sessions import Session
+
+__all__ = ["BroadcastReport", "broadcast"]
+
+CHUNK = 64
+"""Sessions served before the other tasks run: ten thousand in one go would delay every timer by their sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastReport:
+    """What became of a broadcast.
+
+    Attributes:
+        sent: sessions whose outbox took the message.
+        acked: the acks by client id; empty when no acks were wanted.
+        failed: why not, by client id: not connected, too slow, handler failed, no ack in time.
+    """
+
+    sent: int
+    acked: dict[str, Ack]
+    failed: dict[str, QuicFlowError]
+
+
+class _Countdown:
+    """Sets its event when as many wake-ups have come as requests were counted."""
+
+    __slots__ = ("done", "left")
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.done = trio.Event()
+
+    def one(self) -> None:
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
+def _targets(
+    connected: Mapping[str, Session], to: Iterable[str] | None, failed: dict[str, QuicFlowError]
+) -> list[tuple[str, Session]]:
+    """Return the sessions meant, each once; note the ids that nobody is connected by."""
+    if to is None:
+        return list(connected.items())
+    targets = []
+    for client_id in dict.fromkeys(to):
+        session = connected.get(client_id)
+        if session is None:
+            failed[client_id] = ClientNotConnected(client_id)
+        else:
+            targets.append((client_id, session))
+    return targets
+
+
+async def broadcast(
+    connected: Mapping[str, Session], message: Message, *, to: Iterable[str] | None, ack_timeout: float | None
+) -> BroadcastReport:
+    """Send one message, under one id, on the default lane of many sessions; see `Server.broadcast`."""
+    await trio.lowlevel.checkpoint()
+    failed: dict[str, QuicFlowError] = {}
+    targets = _targets(connected, to, failed)
+    if ack_timeout is None:
+        sent = 0
+        for index, (client_id, session) in enumerate(targets, 1):
+            error = _submit(session, Outgoing(session._lane, message))
+            if error is None:
+                sent += 1
+            else:
+                failed[client_id] = error
+            if index % CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+        return BroadcastReport(sent, {}, failed)
+    return await _broadcast_acked(targets, message, ack_timeout, failed)
+
+
+def _submit(session: Session, outgoing: Outgoing) -> QuicFlowError | None:
+    """Queue for one session; return why not."""
+    if not session._lane.has_room:
+        return SlowConsumer(f"the outbox of {session.client_id!r} is full")
+    try:
+        session._link.submit(outgoing)
+    except QuicFlowError as exc:
+        return exc
+    return None
+
+
+async def _broadcast_acked(
+    targets: list[tuple[str, Session]], message: Message, ack_timeout: float, failed: dict[str, QuicFlowError]
+) -> BroadcastReport:
+    requests: dict[str, OutgoingRequest] = {}
+    countdown = _Countdown()
+    # One `with` holds every waiter: however this ends, all of them are out of the table and unanswered handlers are cancelled.
+    with ExitStack() as stack:
+        for index, (client_id, session) in enumerate(targets, 1):
+            link = session._link
+            request = OutgoingRequest(session._lane, message, link.share, link.deadlines)
+            try:
+                stack.enter_context(request)
+            except QuicFlowError as exc:
+                failed[client_id] = exc
+                continue
+            error = _submit(session, request)
+            if error is not None:
+                request.fail(lambda error=error: error)  # type: ignore[misc]
+                failed[client_id] = error
+                continue
+            countdown.left += 1
+            request.task = countdown
+            request.wake = _Countdown.one
+            if ack_timeout != math.inf:
+                request.timed = True
+                link.deadlines.add(trio.current_time() + ack_timeout, request)
+            requests[client_id] = request
+            if index % CHUNK == 0:
+                # Acks may come in from here on; the one below keeps the count from reaching zero before all were sent.
+                countdown.left += 1
+                await trio.lowlevel.checkpoint()
+                countdown.left -= 1
+        if countdown.left:
+            await countdown.done.wait()
+        acked: dict[str, Ack] = {}
+        for client_id, request in requests.items():
+            outcome = _outcome(request, ack_timeout)
+            if isinstance(outcome, Ack):
+                acked[client_id] = outcome
+            else:
+                failed[client_id] = outcome
+    return BroadcastReport(len(requests), acked, failed)
+
+
+def _outcome(request: OutgoingRequest, ack_timeout: float) -> Ack | QuicFlowError:
+    ack = request.ack
+    if ack is not None:
+        if ack.status == AckStatus.SUCCESS:
+            return Ack(AckStatus.SUCCESS, ack.result)
+        return HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
+    if request.ack_error is not None:
+        return request.ack_error()
+    return AckTimeout(f"no ack within {ack_timeout:g} s")

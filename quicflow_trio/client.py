@@ -1,0 +1,372 @@
+"""The client: `open_client` and what it gives, a `Client` that stays connected."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+import trio
+
+from .background import open_background
+from .config import ClientConfig, TLSConfig
+from .connection import Connection
+from .deadlines import Deadlines
+from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError, RemoteProtocolError
+from .heartbeat import heartbeat
+from .link import Link
+from .net.endpoint import Endpoint
+from .net.udp import Network, UdpNetwork
+from .observe.logs import printable
+from .observe.state import Observable, set_value
+from .peer import Peer, PeerStatistics
+from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
+from .protocol.handshake import ALPN, check_client_id, check_welcome, make_hello
+from .protocol.lane_sender import ErrorFactory
+from .protocol.state import CloseCode
+from .protocol.waiting import WaitingTable
+from .quic.aioquic_engine import Windows, client_engine
+from .quic.engine import Address, ConnectionEnded
+from .quic.tls import TLSContext
+from .reconnect import Backoff, loss, refusal
+from .router import Router
+from .wire import Goodbye, Hello, Welcome
+
+__all__ = ["Client", "ClientState", "ClientStatistics", "StateChange", "open_client"]
+
+log = logging.getLogger(__name__)
+
+HISTORY = 100
+
+
+class ClientState(enum.Enum):
+    """Where a client stands. It goes round: idle, connecting, connected, idle ..."""
+
+    IDLE = "idle"
+    """Not connected: before the first attempt, between attempts, after the end."""
+    CONNECTING = "connecting"
+    """An attempt is under way: QUIC handshake, then hello and welcome."""
+    CONNECTED = "connected"
+    """Messages flow."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """One change of a client's state.
+
+    Attributes:
+        at: when, on Trio's clock, seconds.
+        state: the new state.
+        reason: why, as text; empty where the state says it all.
+    """
+
+    at: float
+    state: ClientState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatistics(PeerStatistics):
+    """A client in figures: those of its session, and those of its connections.
+
+    Attributes:
+        state: the state now.
+        attempts: connection attempts so far.
+        connects: attempts that led to a connection.
+        rtt: round trip of the last heartbeat, seconds; None before the first.
+        history: the last 100 changes of state, oldest first.
+    """
+
+    state: ClientState
+    attempts: int
+    connects: int
+    rtt: float | None
+    history: tuple[StateChange, ...]
+
+
+@final
+class Client(Peer):
+    """A client's end of its session with the server. `open_client` makes it.
+
+    Attributes:
+        client_id: the id it is known by.
+        state: the `ClientState` as an observable: ``.value``, ``await .wait_value(v)``, ``async for new, old in .transitions()``.
+    """
+
+    def __init__(
+        self, host: str, port: int, client_id: str, tls: TLSContext, router: Router, config: ClientConfig, network: Network
+    ) -> None:
+        self.client_id = client_id
+        self.state = Observable(ClientState.IDLE)
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._config = config
+        self._network = network
+        self._deadlines = Deadlines()
+        limits = config.limits
+        link = Link(
+            config,
+            router=router,
+            sender="server",
+            table=WaitingTable(limits.waiting, limits.waiting_per_session),
+            deadlines=self._deadlines,
+            budget=CreditBudget(limits.total_bytes),
+        )
+        super().__init__(link, link.lanes[""])
+        self._backoff = Backoff(config.backoff_initial, config.backoff_max, config.jitter, config.seed)
+        self._connection: Connection | None = None
+        self._changed = trio.lowlevel.ParkingLot()
+        self._closed = trio.Event()
+        self._refusal: ErrorFactory | None = None
+        self._refusal_seen = False
+        self._retry_after = 0.0
+        self._attempts = 0
+        self._connects = 0
+        self._rtt: float | None = None
+        self._history: deque[StateChange] = deque(maxlen=HISTORY)
+
+    # -- public ----------------------------------------------------------------------------------------------------
+    async def wait_connected(self) -> None:
+        """Wait until the client is connected; return at once when it is.
+
+        Cancellation changes nothing.
+
+        Raises:
+            ConnectionRefused, SessionReplaced: the client was refused for good.
+            ConnectionClosed: the client was closed.
+        """
+        await trio.lowlevel.checkpoint()
+        while self.state.value is not ClientState.CONNECTED:
+            ended = self._link.ended
+            if ended is not None:
+                raise ended()
+            await self._changed.park()
+
+    async def wait_closed(self) -> None:
+        """Wait until the client is closed for good: its block was left, or the server refused it.
+
+        Raises:
+            ConnectionRefused, SessionReplaced: it was refused.
+        """
+        await self._closed.wait()
+        if self._refusal is not None:
+            raise self._refusal()
+
+    def statistics(self) -> ClientStatistics:
+        """Return the client's figures."""
+        peer = super().statistics()
+        figures = {name: getattr(peer, name) for name in PeerStatistics.__dataclass_fields__}
+        rtt = self._rtt if self._connection is None else self._connection.rtt_sample
+        return ClientStatistics(
+            **figures,
+            state=self.state.value,
+            attempts=self._attempts,
+            connects=self._connects,
+            rtt=rtt,
+            history=tuple(self._history),
+        )
+
+    # -- state -----------------------------------------------------------------------------------------------------
+    def _set_state(self, state: ClientState, reason: str = "") -> None:
+        if state is self.state.value:
+            return
+        log.info("client %s: %s -> %s%s", self.client_id, self.state.value.value, state.value, reason and f" ({reason})")
+        self._history.append(StateChange(trio.current_time(), state, reason))
+        set_value(self.state, state)
+        self._changed.unpark_all()
+
+    def _end(self, error: ErrorFactory) -> None:
+        """Close for good: every call raises ``error`` from now on."""
+        self._link.end(error)
+        self._changed.unpark_all()
+        self._closed.set()
+
+    def _refuse(self, error: ErrorFactory) -> None:
+        log.error("client %s is refused for good: %s", self.client_id, error())
+
+        def seen() -> QuicFlowError:
+            self._refusal_seen = True
+            return error()
+
+        self._refusal = seen
+        self._end(seen)
+
+    # -- the supervisor --------------------------------------------------------------------------------------------
+    async def _supervise(self) -> None:
+        """Connect, run, back off, again; end only when refused. Owns the connection of the moment."""
+        while self._refusal is None:
+            self._attempts += 1
+            self._set_state(ClientState.CONNECTING)
+            try:
+                await self._attempt()
+            except OSError as exc:
+                self._set_state(ClientState.IDLE, str(exc))
+            except Exception:
+                # A defect of ours must not surface in the caller's nursery; it is logged whole and the client goes on.
+                log.exception("client %s: the connection ended by an unexpected error", self.client_id)
+                self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
+                self._set_state(ClientState.IDLE, "internal error")
+            if self._refusal is None:
+                delay = max(self._backoff.next_delay(), self._retry_after)
+                self._retry_after = 0.0
+                log.info("client %s: next attempt in %.2f s", self.client_id, delay)
+                await trio.sleep(delay)
+
+    async def _attempt(self) -> None:
+        addresses = await self._network.resolve(self._host, self._port)
+        # A name with several addresses gets each of them in turn.
+        address = addresses[(self._attempts - 1) % len(addresses)]
+        socket = await self._network.bind_for(address)
+        endpoint = Endpoint(socket)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(endpoint.run)
+                nursery.start_soon(self._beat)
+                await self._connect(endpoint, address).run()
+                nursery.cancel_scope.cancel()
+        finally:
+            endpoint.close()
+            self._connection = None
+
+    def _connect(self, endpoint: Endpoint, address: Address) -> Connection:
+        config = self._config
+        limits = config.limits
+        engine = client_engine(
+            self._tls,
+            server_name=self._host,
+            alpn=[ALPN],
+            idle_timeout=config.heartbeat_timeout * 2,
+            windows=Windows(
+                stream_in=limits.lane_window,
+                stream_out=RETURN_WINDOW,
+                connection=connection_window(limits),
+                streams=limits.lanes,
+            ),
+            datagram_size=config.datagram_size,
+        )
+        engine.connect(address, trio.current_time())
+        connection = Connection(
+            engine,
+            endpoint,
+            self,
+            is_client=True,
+            limits=limits,
+            handshake_timeout=config.handshake_timeout,
+            hello_timeout=config.hello_timeout,
+            heartbeat_timeout=config.heartbeat_timeout,
+        )
+        connection.pump.kick()
+        self._connection = connection
+        return connection
+
+    async def _beat(self) -> None:
+        await self.state.wait_value(ClientState.CONNECTED)
+        assert self._connection is not None
+        await heartbeat(self._connection)
+
+    # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
+    def handshake_completed(self, connection: Connection) -> None:
+        """Say hello."""
+        connection.send_hello(make_hello(self.client_id, self._config.limits))
+
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
+        """Take the welcome or the goodbye."""
+        if isinstance(frame, Goodbye):
+            self._retry_after = frame.retry_after_ms / 1000
+            log.info("client %s: the server says goodbye: %s", self.client_id, printable(frame.reason))
+            return
+        if not isinstance(frame, Welcome):
+            raise RemoteProtocolError("a server does not say hello")
+        connection.open(self._link, check_welcome(frame, self._config.heartbeat_interval))
+        self._connects += 1
+        self._backoff.reset()
+        self._set_state(ClientState.CONNECTED)
+
+    def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
+        """Settle what was on the wire, and see whether the end is final."""
+        self._rtt = connection.rtt_sample
+        error = refusal(ended)
+        if error is not None:
+            self._refuse(error)
+        else:
+            self._link.detach(loss(ended))
+        self._set_state(ClientState.IDLE, printable(ended.reason) or "closed")
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+    async def _leave(self) -> None:
+        """Finish what is under way within ``close_grace``: outboxes, receipts, handlers and their acks."""
+        connection = self._connection
+        with trio.move_on_after(self._config.close_grace):
+            if connection is None or self.state.value is not ClientState.CONNECTED:
+                if not any(lane.unwritten for lane in self._link.lanes.values()) or self._refusal is not None:
+                    return
+                # Messages were taken before there was a connection: it gets its chance.
+                await self.state.wait_value(ClientState.CONNECTED)
+                connection = self._connection
+            if connection is not None:
+                connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
+                connection.begin_drain()
+                await connection.drained()
+
+
+@asynccontextmanager
+async def open_client(
+    host: str,
+    port: int = 8474,
+    *,
+    client_id: str,
+    tls: TLSConfig | None = None,
+    router: Router | None = None,
+    config: ClientConfig | None = None,
+    network: Network | None = None,
+) -> AsyncIterator[Client]:
+    """Open a client that connects and stays connected while the block runs.
+
+    Args:
+        host: the server's name or address.
+        port: its UDP port.
+        client_id: the id to be known by, 1 to 256 bytes of printable text. A newer connection with the same id takes over.
+        tls: None verifies the server against the public authorities.
+        router: handlers for messages of the server; None has none.
+        config: see `ClientConfig`.
+        network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` or one of its hosts in tests.
+
+    The block starts at once: the first send or request waits for the connection. A lost connection is opened again, for ever, with
+    backoff. Leaving the block normally finishes what is under way within ``config.close_grace`` and says goodbye; cancellation or an
+    exception only says goodbye. An exception of the block leaves it as itself, never in an ExceptionGroup.
+
+    Raises:
+        ConfigurationError: at once, when an argument is out of range.
+        ConnectionRefused, SessionReplaced: at the end of the block, if the server refused the client for good and no call said so.
+    """
+    check_client_id(client_id)
+    tls = TLSConfig.client() if tls is None else tls
+    if not tls.is_client:
+        raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
+    if tls.insecure:
+        log.warning("client %s does not verify the server's certificate (insecure)", client_id)
+    network = (UdpNetwork() if network is None else network).for_client(client_id)
+    config = ClientConfig() if config is None else config
+    client = Client(host, port, client_id, TLSContext(tls), router or Router(), config, network)
+    try:
+        async with open_background() as background:
+            background.start_soon(client._deadlines.run)
+            background.start_soon(client._supervise)
+            client._link.serve(client, background)
+            try:
+                yield client
+                await client._leave()
+            finally:
+                # The connection's last word is sent without waiting when its task is cancelled, so nothing here needs a shield.
+                if client._refusal is None:
+                    client._end(partial(ConnectionClosed, "the client was closed"))
+    finally:
+        client._set_state(ClientState.IDLE, "closed")
+    if client._refusal is not None and not client._refusal_seen:
+        raise client._refusal()

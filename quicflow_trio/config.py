@@ -1,0 +1,235 @@
+"""Configuration: frozen, complete, checked on construction.
+
+Times are seconds, sizes are bytes. A value outside its range raises `ConfigurationError` with the field's name, the value and the
+allowed range, at the line that wrote it and not an hour later in a background task.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from .errors import ConfigurationError
+
+__all__ = ["ClientConfig", "Limits", "ServerConfig", "TLSConfig"]
+
+_MIB = 1024 * 1024
+
+
+def _check(owner: object, name: str, low: float, high: float, *, whole: bool = False) -> None:
+    value = getattr(owner, name)
+    kind = "a whole number" if whole else "a number"
+    accepted = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value <= high:
+        raise ConfigurationError(
+            f"{type(owner).__name__}.{name} = {value!r}: expected {kind} from {low:,} to {high:,}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Every bound of one process, in one place.
+
+    Attributes:
+        payload: largest message payload and largest handler result, bytes.
+        waiting: requests that may wait for an ack at once, per server and per client.
+        waiting_per_session: the share of ``waiting`` that one session may take.
+        lanes: lanes each side of one session may open, the default lane included.
+        lane_window: bytes a peer may send on one lane ahead of its handlers.
+        outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait; also how many bytes of acks
+            may wait to be written before a lane starts no further handler.
+        dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
+        half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
+        total_bytes: received bytes that wait for handlers, over all sessions; near it every lane window shrinks.
+    """
+
+    payload: int = _MIB
+    waiting: int = 50_000
+    waiting_per_session: int = 25_000
+    lanes: int = 16
+    lane_window: int = 512 * 1024
+    outbox_bytes: int = _MIB
+    dispatch_queue: int = 1024
+    half_open: int = 1024
+    total_bytes: int = 256 * _MIB
+
+    def __post_init__(self) -> None:
+        _check(self, "payload", 1, 1024 * _MIB, whole=True)
+        _check(self, "waiting", 1, 10_000_000, whole=True)
+        _check(self, "waiting_per_session", 1, 10_000_000, whole=True)
+        _check(self, "lanes", 1, 1024, whole=True)
+        _check(self, "lane_window", 4096, 1024 * _MIB, whole=True)
+        _check(self, "outbox_bytes", 4096, 1024 * _MIB, whole=True)
+        _check(self, "dispatch_queue", 1, 10_000_000, whole=True)
+        _check(self, "half_open", 1, 1_000_000, whole=True)
+        _check(self, "total_bytes", _MIB, 1024 * 1024 * _MIB, whole=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PeerConfig:
+    """What both sides of a connection configure alike."""
+
+    heartbeat_interval: float = 15.0
+    heartbeat_timeout: float = 45.0
+    handshake_timeout: float = 10.0
+    hello_timeout: float = 10.0
+    ack_timeout: float = 30.0
+    handler_timeout: float = 30.0
+    workers: int = 64
+    close_grace: float = 3.0
+    datagram_size: int = 1200
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        _check(self, "heartbeat_interval", 0.01, 3600)
+        _check(self, "heartbeat_timeout", 0.02, 36_000)
+        if self.heartbeat_timeout <= self.heartbeat_interval:
+            raise ConfigurationError(
+                f"{type(self).__name__}.heartbeat_timeout = {self.heartbeat_timeout!r}: expected more than "
+                f"heartbeat_interval, which is {self.heartbeat_interval!r}"
+            )
+        _check(self, "handshake_timeout", 0.01, 3600)
+        _check(self, "hello_timeout", 0.01, 3600)
+        _check(self, "ack_timeout", 0.001, math.inf)
+        _check(self, "handler_timeout", 0.001, math.inf)
+        _check(self, "workers", 1, 100_000, whole=True)
+        _check(self, "close_grace", 0, 3600)
+        _check(self, "datagram_size", 1200, 16_000, whole=True)
+        if not isinstance(self.limits, Limits):
+            raise ConfigurationError(f"{type(self).__name__}.limits = {self.limits!r}: expected a Limits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig(_PeerConfig):
+    """How one client behaves.
+
+    Attributes:
+        heartbeat_interval: seconds between pings; the server's, when that is shorter.
+        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost.
+        handshake_timeout: seconds that one connection attempt may take until TLS is done.
+        hello_timeout: seconds that the server may take to answer the hello.
+        backoff_initial: seconds before the first reconnect; it doubles from there.
+        backoff_max: seconds that the doubling stops at.
+        jitter: how far each wait is spread, as a share of it: 0.2 means 80 % to 100 %.
+        seed: seed of that jitter; None takes one from the operating system.
+        ack_timeout: default for `Client.request`, seconds; ``math.inf`` waits for ever.
+        handler_timeout: seconds that a handler may run.
+        workers: handlers that may run at once (each lane can always run one).
+        close_grace: seconds that leaving ``open_client`` may take to flush, finish handlers and say goodbye.
+        datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        limits: see `Limits`.
+    """
+
+    backoff_initial: float = 1.0
+    backoff_max: float = 60.0
+    jitter: float = 0.2
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _PeerConfig.__post_init__(self)
+        _check(self, "backoff_initial", 0.001, 3600)
+        _check(self, "backoff_max", self.backoff_initial, 86_400)
+        _check(self, "jitter", 0, 1)
+        if self.seed is not None:
+            _check(self, "seed", -(2**63), 2**63, whole=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig(_PeerConfig):
+    """How one server behaves; fields shared with `ClientConfig` mean the same.
+
+    Attributes:
+        heartbeat_interval: seconds between pings, asked of every client in the welcome.
+        heartbeat_timeout: seconds without any frame from a client after which its connection is closed.
+        handshake_timeout: seconds a new connection may take until TLS is done.
+        hello_timeout: seconds a client may take from there to its hello.
+        ack_timeout: default for `Session.request`, seconds; ``math.inf`` waits for ever.
+        handler_timeout: seconds that a handler may run.
+        workers: handlers that may run at once for one session (each lane can always run one).
+        close_grace: seconds that ``aclose`` may take to say goodbye to every client.
+        datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        session_ttl: seconds that a session is kept after its connection was lost.
+        limits: see `Limits`.
+    """
+
+    session_ttl: float = 120.0
+
+    def __post_init__(self) -> None:
+        _PeerConfig.__post_init__(self)
+        _check(self, "session_ttl", 0, 7 * 86_400)
+
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLSConfig:
+    """TLS 1.3 settings of one side. Build it with `TLSConfig.server` or `TLSConfig.client`.
+
+    Attributes:
+        is_client: which side it is for.
+        cert_file: PEM certificate chain, leaf first; None on a client that shows no certificate.
+        key_file: PEM private key of the leaf; None as above.
+        ca_file: PEM certificates that a client trusts; None means the ones that ship with `certifi`.
+        client_ca: PEM certificates that a server accepts client certificates from; None asks for none.
+        server_name: name that the server's certificate must carry; None takes the host that was dialled.
+        insecure: true switches verification off. For experiments on one machine only.
+    """
+
+    is_client: bool
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    ca_file: Path | None = None
+    client_ca: Path | None = None
+    server_name: str | None = None
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Path) and not value.is_file():
+                raise ConfigurationError(f"TLSConfig.{entry.name} = {str(value)!r}: expected an existing PEM file")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ConfigurationError("TLSConfig.cert_file and TLSConfig.key_file: expected both or neither")
+        if not self.is_client and self.cert_file is None:
+            raise ConfigurationError("TLSConfig.cert_file = None: a server needs a certificate and its key")
+
+    @classmethod
+    def server(cls, cert_file: PathLike, key_file: PathLike, *, client_ca: PathLike | None = None) -> TLSConfig:
+        """Return a server's settings.
+
+        Raises:
+            ConfigurationError: a file does not exist.
+        """
+        return cls(
+            is_client=False,
+            cert_file=Path(cert_file),
+            key_file=Path(key_file),
+            client_ca=None if client_ca is None else Path(client_ca),
+        )
+
+    @classmethod
+    def client(
+        cls,
+        ca_file: PathLike | None = None,
+        *,
+        server_name: str | None = None,
+        insecure: bool = False,
+        cert_file: PathLike | None = None,
+        key_file: PathLike | None = None,
+    ) -> TLSConfig:
+        """Return a client's settings; without ``ca_file`` the public authorities of `certifi` are trusted.
+
+        Raises:
+            ConfigurationError: a file does not exist, or only one of ``cert_file`` and ``key_file`` is given.
+        """
+        return cls(
+            is_client=True,
+            cert_file=None if cert_file is None else Path(cert_file),
+            key_file=None if key_file is None else Path(key_file),
+            ca_file=None if ca_file is None else Path(ca_file),
+            server_name=server_name,
+            insecure=insecure,
+        )

@@ -1,0 +1,485 @@
+"""One message connection on one engine: what the pump drives. Client and server share it; they differ in who says hello.
+
+Everything here is synchronous: it is called by the pump between two awaits, or by tasks that write and kick the pump.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from .config import Limits
+from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from .link import Link
+from .net.endpoint import Endpoint
+from .net.pump import Pump
+from .protocol.credit import RETURN_WINDOW
+from .protocol.handshake import Terms
+from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
+from .protocol.lane_sender import LaneSender
+from .protocol.state import CloseCode, ConnectionState, check_control_frame
+from .quic.engine import (
+    ConnectionEnded,
+    ConnectionIdIssued,
+    ConnectionIdRetired,
+    Engine,
+    EngineEvent,
+    HandshakeCompleted,
+    StreamData,
+    StreamReset,
+    StreamStopped,
+)
+from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, PingFrame, PongFrame, Welcome, decode, encode
+
+__all__ = ["Connection", "ConnectionOwner"]
+
+log = logging.getLogger(__name__)
+
+CONTROL_STREAM = 0
+CONTROL_FRAME_LIMIT = 64 * 1024
+"""Longest control frame: a hello with credentials and the state of every lane."""
+
+
+class ConnectionOwner(Protocol):
+    """What a connection tells its client or server."""
+
+    def handshake_completed(self, connection: Connection) -> None:
+        """TLS is done: a client says hello now."""
+
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
+        """A hello or welcome came (raise a ProtocolError to close), or a goodbye."""
+
+    def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
+        """Nothing more will come; called once, at the end of `Connection.run`."""
+
+
+class Connection:
+    """One connection: control stream, lanes of both sides, liveness. `net.pump.Driver` for its pump.
+
+    Args:
+        engine: the QUIC side.
+        endpoint: the socket it shares.
+        owner: whom to tell.
+        is_client: which side this is.
+        limits: this side's limits.
+        handshake_timeout: seconds until TLS must be done.
+        hello_timeout: seconds from there to the hello or welcome.
+        heartbeat_timeout: seconds without a frame after which the connection counts as dead.
+
+    Attributes:
+        pump: drives it.
+        state: where it stands.
+        link: the session it carries, None before it is open.
+        terms: what was agreed on, None before it is open.
+        opened_at: when it became open (Trio clock), None before.
+        last_heard: when the last frame came (Trio clock).
+        last_ping: when the last ping came or, on a client, the last pong (Trio clock); None before.
+        rtt_sample: seconds from ping to pong, the last one; None before, and on a server.
+        bytes_sent: stream bytes written.
+        bytes_received: stream bytes received.
+        goodbye: the peer's goodbye, None before it came.
+        farewell: what a cancelled connection tells its peer as its last word.
+        closed: set once the connection has ended.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        endpoint: Endpoint,
+        owner: ConnectionOwner,
+        *,
+        is_client: bool,
+        limits: Limits,
+        handshake_timeout: float,
+        hello_timeout: float,
+        heartbeat_timeout: float,
+    ) -> None:
+        now = trio.current_time()
+        self.engine = engine
+        self.pump = Pump(engine, endpoint, self)
+        self.state = ConnectionState.HANDSHAKE
+        self.link: Link | None = None
+        self.terms: Terms | None = None
+        self.opened_at: float | None = None
+        self.last_heard = now
+        self.last_ping: float | None = None
+        self.rtt_sample: float | None = None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.goodbye: Goodbye | None = None
+        self.farewell = (CloseCode.NORMAL, "client disconnect") if is_client else (CloseCode.SHUTDOWN, "server shutdown")
+        self.closed = trio.Event()
+        self._endpoint = endpoint
+        self._owner = owner
+        self._is_client = is_client
+        self._limits = limits
+        self._hello_timeout = hello_timeout
+        self._heartbeat_timeout = heartbeat_timeout
+        self._handshake_deadline = now + handshake_timeout
+        self._control = FrameReader(CONTROL_FRAME_LIMIT)
+        self._control_arrived = 0
+        self._control_out: list[bytes] = []
+        self._senders: dict[int, LaneSender] = {}
+        self._return_arrived: dict[int, int] = {}
+        self._receivers: dict[int, LaneReceiver] = {}
+        self._early: list[StreamData] = []
+        # Dictionaries as ordered sets: the order of writing must not depend on hashes.
+        self._senders_pending: dict[LaneSender, None] = {}
+        self._senders_stalled: dict[LaneSender, None] = {}
+        self._receivers_pending: dict[LaneReceiver, None] = {}
+        self._pings: dict[int, float] = {}
+        self._ping_number = 0
+        self._said_goodbye = False
+        self._quiet: trio.Event | None = None
+        self._handlers: dict[type, Callable[..., None]] = {
+            StreamReset: self._stream_reset,
+            StreamStopped: self._stream_stopped,
+            HandshakeCompleted: self._handshake_completed,
+            ConnectionIdIssued: lambda event: endpoint.add_route(event.connection_id, self.pump),
+            ConnectionIdRetired: lambda event: endpoint.remove_route(event.connection_id),
+            ConnectionEnded: lambda event: None,  # The pump ends with it and `run` reports it.
+        }
+
+    # -- life ------------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Pump until the connection ends, then tell the owner; also when cancelled."""
+        for connection_id in self.engine.connection_ids:
+            self._endpoint.add_route(connection_id, self.pump)
+        try:
+            await self.pump.run()
+        finally:
+            if not self.engine.closing:
+                # Cancelled. The last word needs no wait, so it needs no shield either.
+                self.engine.close(int(self.farewell[0]), self.farewell[1])
+                self._endpoint.transmit_nowait(self.engine.datagrams_to_send(trio.current_time()))
+            self._endpoint.remove_pump(self.pump)
+            self._finish()
+
+    def _finish(self) -> None:
+        self.state = ConnectionState.CLOSED
+        for lane in self._receivers.values():
+            lane.detach()
+        self._senders_pending.clear()
+        self._receivers_pending.clear()
+        if self._quiet is not None:
+            self._quiet.set()
+        ended = self.engine.ended
+        assert ended is not None, "an engine that is closing knows why"
+        self._owner.connection_ended(self, ended)
+        self.closed.set()
+
+    def open(self, link: Link, terms: Terms) -> None:
+        """Carry a session from now on: hello and welcome were exchanged."""
+        self.link = link
+        self.terms = terms
+        self.state = ConnectionState.OPEN
+        self.opened_at = trio.current_time()
+        link.attach(self, terms)
+        early, self._early = self._early, []
+        for event in early:
+            self._stream_data(event)
+        self.pump.kick()
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Close now; what is not sent yet is dropped, see `drained`."""
+        if not self.engine.closing:
+            self.engine.close(int(code), reason)
+            self.pump.kick()
+
+    def fail(self, error: ProtocolError) -> None:
+        """Close because the peer broke the protocol."""
+        code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR
+        log.warning("closing the connection with %s: %s", self.engine.peer_address, error)
+        self.close(code, str(error))
+
+    # -- net.pump.Driver -------------------------------------------------------------------------------------------
+    def handle_events(self, events: Sequence[EngineEvent], now: float) -> None:
+        """Act on what the engine reports."""
+        try:
+            for event in events:
+                if event.__class__ is StreamData:
+                    self.last_heard = now
+                    self._stream_data(event)  # type: ignore[arg-type]
+                else:
+                    self._handlers[event.__class__](event)
+        except ProtocolError as exc:
+            self.fail(exc)
+
+    def received(self) -> None:
+        """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
+        if self._senders_stalled:
+            self._senders_pending.update(self._senders_stalled)
+            self._senders_stalled.clear()
+
+    def flush(self, now: float) -> None:
+        """Write into the engine what waits to be written, one piece per stream."""
+        if self.engine.closing:
+            return
+        if self._receivers_pending:
+            receivers, self._receivers_pending = self._receivers_pending, {}
+            for receiver in receivers:
+                self._flush_receiver(receiver)
+        if self._senders_pending:
+            senders, self._senders_pending = self._senders_pending, {}
+            for sender in senders:
+                self._flush_sender(sender)
+        if self.goodbye is not None and not self._said_goodbye and self._nothing_on_the_wire():
+            self.say_goodbye(CloseCode.NORMAL, "nothing of mine is on the wire")
+        if self._control_out:
+            self._write(CONTROL_STREAM, b"".join(self._control_out))
+            self._control_out.clear()
+
+    def deadline(self) -> float:
+        """Return when the peer must have been heard of."""
+        if self.state is ConnectionState.CLOSED:
+            return math.inf
+        if self.state <= ConnectionState.HELLO:
+            return self._handshake_deadline
+        return self.last_heard + self._heartbeat_timeout
+
+    def handle_deadline(self, now: float) -> None:
+        """Close a connection whose handshake, hello or heartbeat did not come."""
+        if self.engine.closing:
+            return
+        if self.state is ConnectionState.HANDSHAKE:
+            self.engine.close(0, "handshake timeout", application=False)
+        elif self.state is ConnectionState.HELLO:
+            self.close(CloseCode.HELLO_TIMEOUT, "hello timeout")
+        else:
+            log.warning("nothing heard from %s for %g s", self.engine.peer_address, now - self.last_heard)
+            self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
+
+    def transmitted(self) -> None:
+        """See whether a drain is complete."""
+        if self._quiet is not None and self._is_quiet():
+            self._quiet.set()
+
+    # -- streams in ------------------------------------------------------------------------------------------------
+    def _stream_data(self, event: StreamData) -> None:
+        stream_id = event.stream_id
+        receiver = self._receivers.get(stream_id)
+        if receiver is not None:
+            self._lane_data(receiver, event)
+            return
+        self.bytes_received += len(event.data)
+        sender = self._senders.get(stream_id)
+        if sender is not None:
+            self._return_data(sender, event)
+        elif stream_id == CONTROL_STREAM:
+            self._control_data(event)
+        elif self.state is ConnectionState.HELLO and self._is_client:
+            # Lane data that overtook the welcome: bounded by the initial window, read once the welcome is here.
+            self.bytes_received -= len(event.data)
+            self._early.append(event)
+        elif self.link is None:
+            raise RemoteProtocolError("the first frame must be a hello")
+        elif bool(stream_id & 1) is not self._is_client:
+            raise RemoteProtocolError(f"stream {stream_id} is not a lane")
+        else:
+            self.bytes_received -= len(event.data)
+            if len(self._receivers) >= self._limits.lanes:
+                raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
+            receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window)
+            self._receivers[stream_id] = receiver
+            self._lane_data(receiver, event)
+
+    def _lane_data(self, receiver: LaneReceiver, event: StreamData) -> None:
+        link = self.link
+        assert link is not None
+        self.bytes_received += len(event.data)
+        named = receiver.name is not None
+        receiver.feed(event.data)
+        link.dispatcher.receive(receiver)
+        if not named and receiver.name is not None:
+            self._check_lane_name(receiver)
+        if event.fin:
+            raise RemoteProtocolError("a lane was closed before its session")
+        self._receivers_pending[receiver] = None
+
+    def _check_lane_name(self, receiver: LaneReceiver) -> None:
+        if any(other.name == receiver.name and other is not receiver for other in self._receivers.values()):
+            raise RemoteProtocolError(f"lane {receiver.name!r} was opened twice")
+
+    def _return_data(self, sender: LaneSender, event: StreamData) -> None:
+        if event.fin:
+            raise RemoteProtocolError("the return half of a lane was closed before its session")
+        stream_id = event.stream_id
+        arrived = self._return_arrived[stream_id] + len(event.data)
+        self._return_arrived[stream_id] = arrived
+        sender.handle_return(event.data)
+        self.engine.grant(stream_id, arrived + RETURN_WINDOW)
+
+    def _control_data(self, event: StreamData) -> None:
+        if event.fin:
+            raise RemoteProtocolError("the control stream was closed")
+        self._control_arrived += len(event.data)
+        self._control.feed(event.data)
+        for body in self._control.frames():
+            frame = decode(body)
+            if frame is not None:
+                check_control_frame(frame, self.state, from_client=not self._is_client)
+                self._control_frame(frame)
+        self.engine.grant(CONTROL_STREAM, self._control_arrived + RETURN_WINDOW)
+
+    def _control_frame(self, frame: object) -> None:
+        if isinstance(frame, PingFrame):
+            self.last_ping = self.last_heard
+            self._send_control(PongFrame(frame.number))
+        elif isinstance(frame, PongFrame):
+            self.last_ping = self.last_heard
+            sent = self._pings.pop(frame.number, None)
+            if sent is not None:
+                self.rtt_sample = trio.current_time() - sent
+        else:
+            assert isinstance(frame, (Hello, Welcome, Goodbye))
+            if isinstance(frame, Goodbye):
+                self.goodbye = frame
+                if self.state is ConnectionState.OPEN:
+                    self.state = ConnectionState.DRAINING
+            self._owner.control_frame(self, frame)
+
+    def _stream_reset(self, event: StreamReset) -> None:
+        raise RemoteProtocolError(f"stream {event.stream_id} was reset")
+
+    def _stream_stopped(self, event: StreamStopped) -> None:
+        raise RemoteProtocolError(f"stream {event.stream_id} is read no more")
+
+    def _handshake_completed(self, event: HandshakeCompleted) -> None:
+        self.state = ConnectionState.HELLO
+        self._handshake_deadline = trio.current_time() + self._hello_timeout
+        self._owner.handshake_completed(self)
+
+    # -- streams out -----------------------------------------------------------------------------------------------
+    def lane_pending(self, lane: LaneSender) -> None:
+        """Note that a lane has something to write, and have it written soon."""
+        self._senders_pending[lane] = None
+        self.pump.kick()
+
+    def lane_progress(self, lane: LaneReceiver) -> None:
+        """Note that a handler has ended: its ack and, when enough has gathered, new credit go out soon."""
+        self._receivers_pending[lane] = None
+        link = self.link
+        assert link is not None
+        if lane.ack_bytes or self._quiet is not None or self.goodbye is not None:
+            self.pump.kick()
+        elif lane.released - lane.granted > -(self._limits.lane_window // 2):
+            # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
+            self.pump.kick()
+
+    def send_hello(self, hello: Hello) -> None:
+        """Open the control stream with a client's hello."""
+        stream_id = self.engine.open_stream()
+        assert stream_id == CONTROL_STREAM
+        self._send_control(hello)
+
+    def send_welcome(self, welcome: Welcome) -> None:
+        """Answer a hello."""
+        self._send_control(welcome)
+
+    def ping(self) -> None:
+        """Send a heartbeat."""
+        self._ping_number += 1
+        self._pings[self._ping_number] = trio.current_time()
+        if len(self._pings) > 16:
+            del self._pings[next(iter(self._pings))]
+        self._send_control(PingFrame(self._ping_number))
+
+    def say_goodbye(self, code: CloseCode, reason: str, retry_after: float = 0.0) -> None:
+        """Tell the peer to start nothing new; what is on the wire is finished. No effect the second time."""
+        if self._said_goodbye or self.state not in (ConnectionState.OPEN, ConnectionState.DRAINING):
+            return
+        self._said_goodbye = True
+        self.state = ConnectionState.DRAINING
+        self._send_control(Goodbye(code=int(code), reason=reason, retry_after_ms=int(retry_after * 1000)))
+
+    def _send_control(self, frame: Hello | Welcome | PingFrame | PongFrame | Goodbye) -> None:
+        self._control_out.append(encode(frame))
+        self.pump.kick()
+
+    def _write(self, stream_id: int, data: bytes) -> None:
+        self.bytes_sent += len(data)
+        self.engine.write(stream_id, data)
+
+    def _flush_receiver(self, receiver: LaneReceiver) -> None:
+        link = self.link
+        assert link is not None
+        engine = self.engine
+        if engine.unsent(receiver.stream_id) <= self._limits.outbox_bytes:
+            stalled = receiver.ack_bytes > self._limits.outbox_bytes
+            batch = receiver.next_batch()
+            if batch:
+                self._write(receiver.stream_id, batch)
+            if stalled:
+                link.dispatcher.resume(receiver)
+        else:
+            # The peer does not read its acks. They wait here, and past the limit no further handler starts.
+            self._receivers_pending[receiver] = None
+        link.account(receiver)
+        limit = receiver.credit_limit(link.window())
+        if limit > receiver.granted:
+            receiver.granted = limit
+            engine.grant(receiver.stream_id, limit)
+
+    def _flush_sender(self, sender: LaneSender) -> None:
+        engine = self.engine
+        if sender.stream_id is None:
+            try:
+                sender.stream_id = stream_id = engine.open_stream()
+            except LocalProtocolError:
+                # The peer's transport allows fewer streams than its hello lanes; wait for it to allow more.
+                self._senders_stalled[sender] = None
+                return
+            self._senders[stream_id] = sender
+            self._return_arrived[stream_id] = 0
+            sender.open_return(self._limits.payload + FRAME_OVERHEAD)
+        stream_id = sender.stream_id
+        # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
+        credit = 0 if self.goodbye is not None else engine.credit(stream_id)
+        batch = sender.next_batch(credit)
+        if batch:
+            self._write(stream_id, batch)
+        if sender.pending:
+            self._senders_stalled[sender] = None
+
+    # -- draining --------------------------------------------------------------------------------------------------
+    def unacked(self) -> int:
+        """Return how many bytes written the peer's transport has not acknowledged."""
+        return self.engine.unacked()
+
+    def begin_drain(self) -> None:
+        """Watch from now on for the moment when nothing is under way; say goodbye first.
+
+        Under way are: messages of ours not received, requests of ours not answered, handlers here, acks of theirs not acknowledged.
+        """
+        if self._quiet is None:
+            self._quiet = trio.Event()
+            self.pump.kick()
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way in either direction since `begin_drain`, or the connection has ended."""
+        if self.state is not ConnectionState.CLOSED and self._quiet is not None:
+            await self._quiet.wait()
+
+    def _is_quiet(self) -> bool:
+        link = self.link
+        return (
+            link is not None
+            and self.goodbye is not None
+            and not self._control_out
+            and self._nothing_on_the_wire()
+            and not any(lane.waiting for lane in self._senders.values())
+            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+            and self.engine.unacked() == 0
+        )
+
+    def _nothing_on_the_wire(self) -> bool:
+        """Return True when the peer has confirmed every message that was written, and none waits that may still be written."""
+        return not any(
+            lane.unreceipted or (lane.unwritten and self.goodbye is None) for lane in self._senders.values()
+        )
+
+

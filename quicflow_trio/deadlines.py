@@ -1,0 +1,42 @@
+"""One heap of deadlines, one task that sleeps in one cancel scope until the earliest of them."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from .protocol.waiting import DeadlineHeap, Expiring
+
+__all__ = ["Deadlines"]
+
+
+class Deadlines:
+    """Deadlines of ack waits and handlers, for all sessions of a server or for one client.
+
+    A cancel scope per wait costs 4-5 us, a push on this heap a tenth of it.
+    """
+
+    def __init__(self) -> None:
+        self._heap = DeadlineHeap()
+        self._sleep = trio.CancelScope()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, deadline: float, entry: Expiring) -> None:
+        """Have ``entry.expire`` called at ``deadline`` (Trio clock); an infinite one never."""
+        self._heap.add(deadline, entry)
+        if deadline < self._sleep.deadline:
+            self._sleep.deadline = deadline
+
+    def ended_early(self) -> None:
+        """Say that an entry with a finite deadline no longer matters."""
+        self._heap.ended_early()
+
+    async def run(self) -> None:
+        """Fire deadlines until cancelled."""
+        while True:
+            self._heap.expire(trio.current_time())
+            with trio.CancelScope(deadline=self._heap.next_deadline()) as self._sleep:
+                await trio.sleep(math.inf)

@@ -1,0 +1,128 @@
+"""What users send: `Message`, and what comes back: `Ack`."""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from dataclasses import dataclass
+from typing import final
+
+from .wire import AckStatus, MessageType
+
+__all__ = ["Ack", "AckStatus", "Delivery", "Message", "MessageType"]
+
+
+class Delivery(enum.Enum):
+    """What may happen to a message when one side is restarted while it is under way.
+
+    The choice travels with the message. It makes a difference once sessions resume after a reconnect; until then every message is
+    delivered at most once, whichever is chosen.
+    """
+
+    AT_MOST_ONCE = "at most once"
+    REDELIVER = "redeliver"
+
+
+class _IdSource:
+    """Unique, time-ordered 16-byte ids: 8 bytes of a counter that follows the wall clock in ns, 8 bytes that name this process.
+
+    A counter costs a tenth of ``uuid4`` (0.2 us against 2.0), which matters at 100,000 messages a second.
+    """
+
+    __slots__ = ("_last", "_node")
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._node = os.urandom(8)
+
+    def renew_node(self) -> None:
+        """Take a new process name: a forked child must not continue its parent's ids."""
+        self._node = os.urandom(8)
+
+    def next_id(self) -> bytes:
+        now = time.time_ns()
+        last = self._last
+        # The wall clock may stand still or jump back; ids still only grow.
+        self._last = last = now if now > last else last + 1
+        return last.to_bytes(8, "big") + self._node
+
+
+_ids = _IdSource()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.renew_node)
+
+
+@final
+class Message:
+    """One message. Build it with `Message.command`, `Message.event` or `Message.query`; treat it as immutable.
+
+    Attributes:
+        id: 16 bytes, unique and time-ordered, set at construction.
+        type: what kind of message it is; handlers are registered by it.
+        payload: the content, bytes; at most ``Limits.payload`` of either side.
+        sender: who sent it: a client id, or ``"server"``; empty on a message that was not received.
+        timestamp: when it was built, Unix milliseconds of the sender's clock. Data, never used for deadlines.
+        delivery: see `Delivery`.
+    """
+
+    __slots__ = ("delivery", "id", "payload", "sender", "timestamp", "type")
+
+    def __init__(
+        self,
+        type: MessageType,
+        payload: bytes = b"",
+        *,
+        delivery: Delivery = Delivery.AT_MOST_ONCE,
+        id: bytes | None = None,
+        sender: str = "",
+        timestamp: int | None = None,
+    ) -> None:
+        # bytearray and memoryview are copied: the caller may change them before the message has left.
+        if payload.__class__ is not bytes:
+            if not isinstance(payload, (bytes, bytearray, memoryview)):
+                raise TypeError(f"payload must be bytes, not {payload.__class__.__name__}")
+            payload = bytes(payload)
+        self.type = type
+        self.payload = payload
+        self.delivery = delivery
+        self.id = _ids.next_id() if id is None else id
+        self.sender = sender
+        self.timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+
+    @classmethod
+    def command(cls, payload: bytes = b"", *, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Message:
+        """Build a message that asks the receiver to do something."""
+        return cls(MessageType.COMMAND, payload, delivery=delivery)
+
+    @classmethod
+    def event(cls, payload: bytes = b"", *, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Message:
+        """Build a message that tells the receiver that something happened."""
+        return cls(MessageType.EVENT, payload, delivery=delivery)
+
+    @classmethod
+    def query(cls, payload: bytes = b"", *, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Message:
+        """Build a message that asks the receiver for an answer."""
+        return cls(MessageType.QUERY, payload, delivery=delivery)
+
+    def copy(self) -> Message:
+        """Return the same content as a new message: it has an id and a timestamp of its own."""
+        return Message(self.type, self.payload, delivery=self.delivery)
+
+    def __repr__(self) -> str:
+        name = self.type.name if isinstance(self.type, MessageType) else str(self.type)
+        return f"<Message {name} {self.id.hex()} {len(self.payload)} bytes>"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to a request whose handler succeeded; a failure is raised as `HandlerFailed` instead.
+
+    Attributes:
+        status: `AckStatus.SUCCESS`.
+        result: what the handler returned, bytes; empty when it returned None.
+    """
+
+    status: AckStatus
+    result: bytes

@@ -1,0 +1,178 @@
+"""The endpoint: one socket, many peers. It reads in batches, routes by connection id, and alone waits for room to send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from ..quic.engine import Address
+from ..quic.routing import Header, RoutingTable, parse_header, version_negotiation
+from .pump import Pump
+from .udp import DatagramSocket, SocketStatistics
+
+__all__ = ["Accept", "Endpoint", "EndpointStatistics"]
+
+Accept = Callable[[Header, Address, float], Pump | None]
+"""Makes the pump of a new connection from its first packet's header, or refuses by None."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatistics:
+    """What one endpoint has seen.
+
+    Attributes:
+        socket: the socket's own counters.
+        connection_ids: ids in the routing table.
+        dropped: datagrams dropped, by reason.
+        negotiations: version negotiation packets sent.
+    """
+
+    socket: SocketStatistics
+    connection_ids: int
+    dropped: dict[str, int]
+    negotiations: int
+
+
+class Endpoint:
+    """One socket and the connections that share it.
+
+    Args:
+        socket: what it reads and sends, closed by `close`.
+        accept: called for the first packet of an unknown connection; None on a client.
+    """
+
+    def __init__(self, socket: DatagramSocket, accept: Accept | None = None) -> None:
+        self._socket = socket
+        self._accept = accept
+        self._table: RoutingTable[Pump] = RoutingTable()
+        self._send_lock = trio.Lock()
+        self._dropped: dict[str, int] = {}
+        self._negotiations = 0
+
+    @property
+    def address(self) -> Address:
+        """The socket's local address."""
+        return self._socket.address
+
+    def statistics(self) -> EndpointStatistics:
+        """Return the counters so far."""
+        return EndpointStatistics(
+            socket=self._socket.statistics(),
+            connection_ids=len(self._table),
+            dropped=dict(self._dropped),
+            negotiations=self._negotiations,
+        )
+
+    # -- routes ----------------------------------------------------------------------------------------------------
+    def add_route(self, connection_id: bytes, pump: Pump) -> None:
+        """Let datagrams for this id go to that pump."""
+        self._table.add(connection_id, pump)
+
+    def remove_route(self, connection_id: bytes) -> None:
+        """Forget one id."""
+        self._table.remove(connection_id)
+
+    def remove_pump(self, pump: Pump) -> None:
+        """Forget every id of a pump."""
+        self._table.remove_owner(pump)
+
+    # -- in --------------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Read until the socket is closed or this is cancelled."""
+        try:
+            while True:
+                self._route(await self._socket.receive())
+        except trio.ClosedResourceError:
+            return
+
+    def close(self) -> None:
+        """Close the socket; no effect the second time."""
+        self._socket.close()
+
+    def _route(self, batch: list[tuple[bytes, Address]]) -> None:
+        """Give each pump its share of the batch as one list."""
+        groups: dict[Pump, list[tuple[bytes, Address]]] = {}
+        lookup = self._table.lookup
+        for datagram in batch:
+            data, address = datagram
+            if not data:
+                self._drop("empty")
+                continue
+            # Nearly every datagram has a short header; its destination id stands at a fixed place (RFC 9000 section 17.3).
+            pump = None if data[0] & 0x80 else lookup(data[1:9])
+            if pump is None:
+                pump = self._route_rare(data, address)
+                if pump is None:
+                    continue
+            group = groups.get(pump)
+            if group is None:
+                groups[pump] = [datagram]
+            else:
+                group.append(datagram)
+        for pump, datagrams in groups.items():
+            pump.deliver(datagrams)
+
+    def _route_rare(self, data: bytes, address: Address) -> Pump | None:
+        """Route a long header, or whatever is left: handshakes, strays and noise."""
+        header = parse_header(data)
+        if header is None:
+            self._drop("malformed")
+            return None
+        pump = self._table.lookup(header.destination)
+        if pump is not None:
+            return pump
+        if self._accept is None:
+            self._drop("unknown connection")
+            return None
+        if not header.is_initial:
+            self._negotiate(header, address)
+            return None
+        pump = self._accept(header, address, trio.current_time())
+        if pump is None:
+            self._drop("refused")
+            return None
+        self._table.add(header.destination, pump)
+        return pump
+
+    def _negotiate(self, header: Header, address: Address) -> None:
+        """Answer a version that is not spoken here; anything else is for a connection that is not there."""
+        reply = version_negotiation(header)
+        if reply is None:
+            self._drop("unknown connection")
+        elif self._socket.send_nowait([(reply, address)]):
+            self._negotiations += 1
+        else:
+            # The sender repeats its packet; waiting here would stop the reading for everyone.
+            self._drop("send buffer full")
+
+    def _drop(self, reason: str) -> None:
+        self._dropped[reason] = self._dropped.get(reason, 0) + 1
+
+    # -- out -------------------------------------------------------------------------------------------------------
+    def transmit_nowait(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
+        """Send what the socket takes at once and drop the rest: for a last word that nobody can wait for."""
+        taken = self._socket.send_nowait(datagrams)
+        for _ in datagrams[taken:]:
+            self._drop("send buffer full")
+
+    async def transmit(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
+        """Send datagrams in order. Not a checkpoint while the socket has room.
+
+        Cancelled while it waits for room, the rest is not sent: to QUIC they are lost packets.
+
+        Raises:
+            trio.ClosedResourceError: the socket is closed.
+        """
+        sent = self._socket.send_nowait(datagrams)
+        if sent == len(datagrams):
+            return
+        # Trio lets one task wait per descriptor; the other pumps queue up behind it, first come, first served.
+        async with self._send_lock:
+            rest = datagrams[sent:]
+            while True:
+                rest = rest[self._socket.send_nowait(rest) :]
+                if not rest:
+                    return
+                await self._socket.wait_writable()

@@ -1,0 +1,157 @@
+"""The pump: the one loop that owns an engine's clock and its transmit.
+
+Per turn it feeds at most `FEED` datagrams to the engine, fires its timer, hands the events to the driver, lets everything that they
+woke write, and transmits once. So the cost of a task switch, of building packets and of a system call is paid per batch, never per
+message. (Measured: one transmit per message makes a sender 13 times slower, and 64 datagrams per turn instead of 16 drive both sides
+into lockstep.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from ..quic.engine import Address, Engine, EngineEvent
+
+__all__ = ["Driver", "Pump", "Transmitter"]
+
+FEED = 16
+"""Datagrams fed to the engine per turn."""
+INBOX = 64
+"""Batches that may wait for the pump; more are dropped and counted, as UDP would."""
+NUDGE = 1e-6
+"""Seconds past a timer before it is fired again, so that a clock that stands still cannot make the pump spin."""
+
+_KICK: tuple[tuple[bytes, Address], ...] = ()
+
+
+class Driver(Protocol):
+    """What a pump drives: the message connection above the engine. All of it is synchronous."""
+
+    def handle_events(self, events: Sequence[EngineEvent], now: float) -> None:
+        """Act on what the engine reports."""
+
+    def received(self) -> None:
+        """Note that datagrams were fed: credit may have grown."""
+
+    def flush(self, now: float) -> None:
+        """Write into the engine what waits to be written."""
+
+    def deadline(self) -> float:
+        """Return when `handle_deadline` is due (Trio clock), infinity for never."""
+
+    def handle_deadline(self, now: float) -> None:
+        """Act on a deadline that has passed."""
+
+    def transmitted(self) -> None:
+        """Note that a turn is complete."""
+
+
+class Transmitter(Protocol):
+    """What a pump sends through: the endpoint."""
+
+    async def transmit(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
+        """Send, waiting while the socket is full."""
+
+
+class Pump:
+    """Drives one engine from `run`; see the module's docstring.
+
+    Attributes:
+        dropped: datagrams dropped because the inbox was full.
+        turns: turns so far; packets and system calls grow with turns, not with messages.
+    """
+
+    __slots__ = ("_backlog", "_driver", "_engine", "_kicked", "_receive", "_send", "_transmitter", "dropped", "turns")
+
+    def __init__(self, engine: Engine, transmitter: Transmitter, driver: Driver) -> None:
+        self._engine = engine
+        self._transmitter = transmitter
+        self._driver = driver
+        self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX)
+        self._backlog: deque[tuple[bytes, Address]] = deque()
+        self._kicked = False
+        self.dropped = 0
+        self.turns = 0
+
+    def deliver(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
+        """Take datagrams from the endpoint; never waits."""
+        try:
+            self._send.send_nowait(datagrams)
+        except trio.WouldBlock:
+            self.dropped += len(datagrams)
+
+    def kick(self) -> None:
+        """Have a turn soon: something was written or wants to be. Any number of kicks make one turn."""
+        if not self._kicked:
+            self._kicked = True
+            try:
+                self._send.send_nowait(_KICK)
+            except trio.WouldBlock:
+                # The inbox is full, so the pump has a turn coming anyway.
+                return
+
+    async def run(self) -> None:
+        """Drive the engine until it closes, by either side; the last packets have been sent then.
+
+        Cancellation ends it at once: the engine stays as it is and nothing more is sent.
+        """
+        engine, driver = self._engine, self._driver
+        while not engine.terminated:
+            await self._wait()
+            now = trio.current_time()
+            self._feed(now)
+            timer = engine.get_timer()
+            if timer is not None and timer <= now:
+                engine.handle_timer(now)
+            if driver.deadline() <= now:
+                driver.handle_deadline(now)
+            events = engine.next_events()
+            if events:
+                driver.handle_events(events, now)
+            # Let the tasks that those events woke write their next messages into this very transmit.
+            await trio.lowlevel.checkpoint()
+            self._kicked = False
+            now = trio.current_time()
+            driver.flush(now)
+            datagrams = engine.datagrams_to_send(now)
+            if datagrams:
+                await self._transmitter.transmit(datagrams)
+            self.turns += 1
+            driver.transmitted()
+            if engine.closing:
+                # The close was sent, or the peer's was received: there is nothing more to say (RFC 9000 section 10.2).
+                return
+
+    def _feed(self, now: float) -> None:
+        backlog = self._backlog
+        if backlog:
+            receive = self._engine.receive_datagram
+            for _ in range(min(FEED, len(backlog))):
+                data, address = backlog.popleft()
+                receive(data, address, now)
+            self._driver.received()
+
+    async def _wait(self) -> None:
+        """Return when there is something to do: datagrams, a kick, or a deadline."""
+        backlog = self._backlog
+        if backlog:
+            return
+        try:
+            backlog.extend(self._receive.receive_nowait())
+            return
+        except trio.WouldBlock:
+            pass
+        timer = self._engine.get_timer()
+        deadline = self._driver.deadline()
+        if timer is not None:
+            deadline = min(deadline, max(timer, trio.current_time() + NUDGE))
+        if deadline == math.inf:
+            backlog.extend(await self._receive.receive())
+            return
+        with trio.move_on_at(deadline):
+            backlog.extend(await self._receive.receive())

@@ -1,0 +1,259 @@
+"""`Peer`: what a client and a server's session share: send, request, lanes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import trio
+
+from .errors import (
+    AckTimeout,
+    ConfigurationError,
+    HandlerFailed,
+    LaneLimitReached,
+)
+from .link import Link
+from .message import Ack, AckStatus, Message
+from .protocol.handshake import check_lane_name
+from .protocol.lane_sender import LaneSender, Outgoing, OutgoingRequest, OutgoingState
+
+__all__ = ["Peer", "PeerStatistics", "Sent"]
+
+YIELD_AFTER = 64
+"""Messages that one lane takes from senders who never wait before it makes one yield to the other tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    """One peer in figures, since its session began.
+
+    Attributes:
+        messages_sent: messages written to the wire.
+        messages_received: messages whose handler was started.
+        messages_failed: messages received whose handler failed or ran out of time.
+        handlers_running: handlers that run now.
+        requests_waiting: requests of this side that wait for their ack now.
+        outbox_messages: messages that wait here to be written.
+        outbox_bytes: what they hold, bytes.
+        unreceipted: messages written that the peer has not confirmed to have received and kept.
+        unacked_bytes: bytes written to QUIC that the peer has not acknowledged.
+        held_bytes: bytes received here whose handlers have not ended.
+        bytes_sent: stream bytes written.
+        bytes_received: stream bytes received.
+        lanes: lanes that this side has opened.
+    """
+
+    messages_sent: int
+    messages_received: int
+    messages_failed: int
+    handlers_running: int
+    requests_waiting: int
+    outbox_messages: int
+    outbox_bytes: int
+    unreceipted: int
+    unacked_bytes: int
+    held_bytes: int
+    bytes_sent: int
+    bytes_received: int
+    lanes: int
+
+
+@final
+class Sent:
+    """A message that was taken into the outbox.
+
+    Attributes:
+        id: the message's id.
+    """
+
+    __slots__ = ("_outgoing",)
+
+    def __init__(self, outgoing: Outgoing) -> None:
+        self._outgoing = outgoing
+
+    @property
+    def id(self) -> bytes:
+        """The id of the message, 16 bytes."""
+        return self._outgoing.message.id
+
+    async def delivered(self) -> None:
+        """Wait until the peer has received the message and keeps it for a handler. May be called again, and by several tasks.
+
+        Cancellation changes nothing about the message.
+
+        Raises:
+            ConnectionLost: the connection ended before the peer confirmed; it may have the message or not.
+            ConnectionClosed: this side closed before that.
+            PayloadTooLarge: the peer accepts less than this side.
+        """
+        outgoing = self._outgoing
+        if outgoing.state < OutgoingState.RECEIVED:
+            settled = trio.Event()
+            if outgoing.watchers is None:
+                outgoing.watchers = []
+            outgoing.watchers.append(settled.set)
+            try:
+                await settled.wait()
+            finally:
+                # A settled message has dropped its watchers already.
+                if outgoing.watchers is not None:
+                    outgoing.watchers.remove(settled.set)
+        else:
+            await trio.lowlevel.checkpoint()
+        if outgoing.error is not None:
+            raise outgoing.error()
+
+
+class Peer:
+    """The other side of a session, or one lane of it. The library makes it: see `open_client` and `Server.sessions`."""
+
+    def __init__(self, link: Link, lane: LaneSender) -> None:
+        self._link = link
+        self._lane = lane
+        self._since_yield = 0
+
+    async def send(self, message: Message) -> Sent:
+        """Queue a message for the peer, in order on this lane, and return once it is in the bounded outbox.
+
+        Waits while the outbox is full; on a client also until the very first connection stands. Always a point of cancellation; it
+        yields to other tasks when it waits and once in 64 messages, so that messages sent in a row leave in one packet. Cancelled
+        while it waits, the message is not sent.
+
+        Raises:
+            PayloadTooLarge: over ``Limits.payload`` of this side or the peer.
+            ClientNotConnected: the session has no connection (server side).
+            ConnectionRefused, SessionReplaced: the client was refused for good.
+            ConnectionClosed: this side has closed.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        outgoing = Outgoing(self._lane, message)
+        self._link.submit(outgoing)
+        if outgoing.state is OutgoingState.BLOCKED or not self._link.opened.is_set():
+            await self._wait_admitted(outgoing)
+        else:
+            self._since_yield += 1
+            if self._since_yield >= YIELD_AFTER:
+                self._since_yield = 0
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        return Sent(outgoing)
+
+    async def _wait_admitted(self, outgoing: Outgoing) -> None:
+        try:
+            if outgoing.state is OutgoingState.BLOCKED:
+                await _park(outgoing)
+            await self._link.opened.wait()
+        except BaseException:
+            outgoing.lane.withdraw(outgoing)
+            raise
+        if outgoing.state is OutgoingState.FAILED:
+            assert outgoing.error is not None
+            raise outgoing.error()
+
+    def send_nowait(self, message: Message) -> Sent:
+        """Queue a message like `send`, or refuse at once when the outbox is full.
+
+        Raises:
+            trio.WouldBlock: the outbox is full; nothing was queued.
+            PayloadTooLarge, ClientNotConnected, ConnectionRefused, SessionReplaced, ConnectionClosed: as for `send`.
+        """
+        if not self._lane.has_room:
+            self._link.check(message)
+            raise trio.WouldBlock
+        outgoing = Outgoing(self._lane, message)
+        self._link.submit(outgoing)
+        return Sent(outgoing)
+
+    async def request(self, message: Message, *, ack_timeout: float | None = None) -> Ack:
+        """Send a message and wait until the peer's handler has ended; return its result.
+
+        Args:
+            message: what to send.
+            ack_timeout: seconds to wait for the ack; None takes ``config.ack_timeout``, ``math.inf`` waits for ever.
+
+        The wait ends with the ack, the time-out, the caller's own cancellation (``trio.fail_after`` works as everywhere) or the
+        connection. On cancellation and time-out the peer is told and cancels the handler, if it still runs; nothing stays behind.
+
+        Raises:
+            HandlerFailed: the handler raised, or ran past the peer's ``handler_timeout``.
+            AckTimeout: no ack came in time.
+            WaitingTableFull: too many requests wait already; nothing was sent.
+            ConnectionLost: the connection ended after the message was written: the handler may have run or not.
+            PayloadTooLarge, ClientNotConnected, ConnectionRefused, SessionReplaced, ConnectionClosed: as for `send`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        link = self._link
+        timeout = _check_ack_timeout(link.ack_timeout if ack_timeout is None else ack_timeout)
+        with OutgoingRequest(self._lane, message, link.share, link.deadlines) as request:
+            link.submit(request)
+            if timeout != math.inf:
+                request.timed = True
+                link.deadlines.add(trio.current_time() + timeout, request)
+            await _park(request)
+            ack = request.ack
+            if ack is not None:
+                if ack.status == AckStatus.SUCCESS:
+                    return Ack(AckStatus.SUCCESS, ack.result)
+                raise HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
+            if request.ack_error is not None:
+                raise request.ack_error()
+        raise AckTimeout(f"no ack within {timeout:g} s")
+
+    def lane(self, name: str) -> Peer:
+        """Return the lane of this name: its messages keep their order among themselves and wait for no other lane.
+
+        The empty name is the default lane. A lane lives as long as its session; asking again returns the same one.
+
+        Raises:
+            LaneLimitReached: one more would pass ``Limits.lanes`` of this side or of the peer.
+            ConfigurationError: the name is longer than 128 bytes or not printable.
+        """
+        link = self._link
+        sender = link.lanes.get(name)
+        if sender is None:
+            problem = check_lane_name(name)
+            if problem is not None:
+                raise ConfigurationError(f"lane name {problem}")
+            if len(link.lanes) >= link.lane_limit:
+                raise LaneLimitReached(f"{len(link.lanes)} lanes are open already, the limit is {link.lane_limit}")
+            sender = link.add_lane(name)
+        return Peer(link, sender)
+
+    def statistics(self) -> PeerStatistics:
+        """Return the session's figures, all lanes together."""
+        link = self._link
+        lanes = link.lanes.values()
+        return PeerStatistics(
+            messages_sent=link.messages_sent,
+            messages_received=link.dispatcher.received,
+            messages_failed=link.dispatcher.failed,
+            handlers_running=link.dispatcher.running,
+            requests_waiting=link.share.active,
+            outbox_messages=sum(lane.unwritten for lane in lanes),
+            outbox_bytes=sum(lane.outbox_bytes for lane in lanes),
+            unreceipted=sum(lane.unreceipted for lane in lanes),
+            unacked_bytes=link.unacked_bytes,
+            held_bytes=link.held_bytes,
+            bytes_sent=link.bytes_sent,
+            bytes_received=link.bytes_received,
+            lanes=len(lanes),
+        )
+
+
+def _check_ack_timeout(timeout: float) -> float:
+    if timeout > 0:
+        return timeout
+    raise ConfigurationError(f"ack_timeout = {timeout!r}: expected more than 0 seconds")
+
+
+async def _park(outgoing: Outgoing) -> None:
+    """Sleep until the message's fate is decided. The cheapest wait that Trio has: no event, no scope."""
+    outgoing.task = trio.lowlevel.current_task()
+    outgoing.wake = trio.lowlevel.reschedule
+
+    def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        outgoing.wake = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    await trio.lowlevel.wait_task_rescheduled(abort)

@@ -1,0 +1,114 @@
+"""Hello and welcome: what each side says first, checked before anything is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import Limits
+from ..errors import ConfigurationError, RemoteProtocolError
+from ..wire import Hello, PeerLimits, Welcome
+
+__all__ = [
+    "ALPN",
+    "CLIENT_ID_BYTES",
+    "REVISION",
+    "Terms",
+    "check_client_id",
+    "check_hello",
+    "check_lane_name",
+    "check_welcome",
+    "make_hello",
+]
+
+ALPN = "quicflow/2"
+REVISION = 0
+"""Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped."""
+CLIENT_ID_BYTES = 256
+LANE_NAME_BYTES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the two sides agreed on for one connection.
+
+    Attributes:
+        payload: largest payload the peer accepts, bytes.
+        lanes: lanes the peer lets this side open, the default lane included.
+        heartbeat_interval: seconds between the client's pings.
+    """
+
+    payload: int
+    lanes: int
+    heartbeat_interval: float
+
+
+def _printable(text: str, limit: int) -> str | None:
+    """Return what is wrong with an identifier, or None: it goes into logs, labels and URLs, so no control characters."""
+    if not text:
+        return "is empty"
+    if len(text.encode("utf-8", "surrogatepass")) > limit:
+        return f"is longer than {limit} bytes"
+    if not text.isprintable():
+        return "has control or unprintable characters"
+    if text != text.strip():
+        return "starts or ends with white space"
+    return None
+
+
+def check_client_id(client_id: str) -> None:
+    """Check a client id of our own.
+
+    Raises:
+        ConfigurationError: it is empty, longer than 256 bytes of UTF-8, or not printable.
+    """
+    if not isinstance(client_id, str):
+        raise ConfigurationError(f"client_id = {client_id!r}: expected a string")
+    problem = _printable(client_id, CLIENT_ID_BYTES)
+    if problem is not None:
+        raise ConfigurationError(f"client_id {problem}: expected 1 to {CLIENT_ID_BYTES} bytes of printable text")
+
+
+def check_lane_name(name: str) -> str | None:
+    """Return what is wrong with a lane's name, or None. The empty name is the default lane."""
+    return _printable(name, LANE_NAME_BYTES) if name else None
+
+
+def make_hello(client_id: str, limits: Limits) -> Hello:
+    """Return the first frame of a client."""
+    return Hello(
+        revision=REVISION,
+        client_id=client_id,
+        credentials=b"",
+        session_token=b"",
+        lanes=(),
+        limits=PeerLimits(payload=limits.payload, lanes=limits.lanes),
+    )
+
+
+def check_hello(hello: Hello, limits: Limits, heartbeat_interval: float) -> Terms:
+    """Check a client's hello and return the terms for what we send to it.
+
+    Raises:
+        RemoteProtocolError: the client id or the limits are not acceptable; the text is safe to send back.
+    """
+    problem = _printable(hello.client_id, CLIENT_ID_BYTES)
+    if problem is not None:
+        raise RemoteProtocolError(f"client id {problem}")
+    return _terms(hello.limits, heartbeat_interval)
+
+
+def check_welcome(welcome: Welcome, heartbeat_interval: float) -> Terms:
+    """Check a server's welcome and return the terms for what we send to it; the shorter heartbeat interval counts.
+
+    Raises:
+        RemoteProtocolError: the limits or the interval make no sense.
+    """
+    if welcome.heartbeat_interval_ms < 1:
+        raise RemoteProtocolError("the welcome has no heartbeat interval")
+    return _terms(welcome.limits, min(heartbeat_interval, welcome.heartbeat_interval_ms / 1000))
+
+
+def _terms(limits: PeerLimits, heartbeat_interval: float) -> Terms:
+    if limits.payload < 1 or limits.lanes < 1:
+        raise RemoteProtocolError("the limits offered allow no payload or no lane")
+    return Terms(payload=limits.payload, lanes=limits.lanes, heartbeat_interval=heartbeat_interval)

@@ -1,0 +1,263 @@
+"""The receiving end of one lane: frames in, messages in order out, receipts, acks and credit back.
+
+Contract::
+
+    lane.feed(data)                 bytes of the forward half; raises on a frame that is announced too large
+    lane.decode(limit)              turns complete frames into `Incoming` on ``lane.queue``; the rest stays raw
+    lane.finish(incoming, ...)      its handler has ended (or never will run): credit is released, the ack queued
+    lane.next_batch()               receipts and acks to write on the return half
+    lane.credit_limit(window)       how far the peer may send, as an absolute offset
+
+Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from ..errors import RemoteProtocolError
+from ..wire import (
+    CancelFrame,
+    FrameReader,
+    LaneOpen,
+    MessageFrame,
+    decode,
+    encode_ack,
+    encode_receipt,
+)
+from .handshake import check_lane_name
+
+__all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
+
+FRAME_OVERHEAD = 1024
+"""How much longer than its payload a frame may be: envelope, error text of an ack, fields of later revisions."""
+
+PREFIX = 4
+RECEIPT_RANGES = 64
+"""Most ranges in one receipt; beyond it they are left to a later one, when the gaps have closed."""
+SORTED_AHEAD = 1024
+"""Most handled messages ahead of a gap that are sorted into ranges: beyond it a receipt would cost more than it tells."""
+
+
+class Incoming:
+    """One message received, until its handler has ended.
+
+    Attributes:
+        lane: where it came from.
+        frame: the decoded message.
+        size: bytes of credit it holds.
+        cancelled: true once the sender took it back.
+        cancel: stops the handler that runs for it; None while none runs.
+        serial: true when the lane's next message waits for this one's end.
+    """
+
+    __slots__ = ("cancel", "cancelled", "frame", "lane", "serial", "size")
+
+    def __init__(self, lane: LaneReceiver, frame: MessageFrame, size: int) -> None:
+        self.lane = lane
+        self.frame = frame
+        self.size = size
+        self.cancelled = False
+        self.serial = False
+        self.cancel: Callable[[], None] | None = None
+
+
+class LaneReceiver:
+    """The receiving end of one lane; see the module's docstring for the contract.
+
+    Attributes:
+        stream_id: the stream it runs on.
+        name: its name, None until the first frame named it.
+        queue: decoded messages that wait for a handler, in order.
+        running: handlers that run for it now.
+        held_back: true while a serial handler keeps the next message waiting.
+        granted: the highest offset granted so far.
+        attached: false once its connection is gone: acks lead nowhere then.
+        released: bytes of credit given back, all in all.
+        scheduled: true while the dispatcher has it on its list.
+        counted: bytes of it that stand in the credit budget.
+    """
+
+    __slots__ = (
+        "_ack_seq",
+        "_acks",
+        "_active",
+        "_handled",
+        "_handled_ahead",
+        "_reader",
+        "_received",
+        "_told",
+        "ack_bytes",
+        "arrived",
+        "attached",
+        "counted",
+        "granted",
+        "held_back",
+        "name",
+        "queue",
+        "released",
+        "running",
+        "scheduled",
+        "stream_id",
+    )
+
+    def __init__(self, stream_id: int, payload_limit: int, granted: int) -> None:
+        self.stream_id = stream_id
+        self.name: str | None = None
+        self.queue: deque[Incoming] = deque()
+        self.running = 0
+        self.held_back = False
+        self.scheduled = False
+        self.attached = True
+        self.counted = 0
+        self.granted = granted
+        self.arrived = 0
+        self.released = 0
+        self.ack_bytes = 0
+        self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
+        self._active: dict[int, Incoming] = {}
+        self._received = 0
+        self._handled = 0
+        self._handled_ahead: set[int] = set()
+        self._told = (0, 0)
+        self._ack_seq = 0
+        self._acks: list[bytes] = []
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes received whose handlers have not ended."""
+        return self.arrived - self.released
+
+    @property
+    def undecoded(self) -> bool:
+        """True when complete frames wait to be decoded."""
+        return bool(self._reader.pending)
+
+    @property
+    def active(self) -> int:
+        """Messages decoded whose handlers have not ended."""
+        return len(self._active)
+
+    def feed(self, data: bytes) -> None:
+        """Take in bytes of the forward half.
+
+        Raises:
+            FrameTooLarge: the next frame is announced over the limit; nothing of it was kept.
+            EmptyFrame: it is announced with no length.
+        """
+        self.arrived += len(data)
+        self._reader.feed(data)
+
+    def decode(self, limit: int) -> int:
+        """Decode at most ``limit`` complete frames; return how many messages were queued.
+
+        Raises:
+            RemoteProtocolError: what came is not allowed there, or out of sequence.
+        """
+        queued = 0
+        for body in self._reader.frames(limit):
+            size = len(body) + PREFIX
+            frame = decode(body)
+            kind = frame.__class__
+            if kind is MessageFrame:
+                self._queue_message(frame, size)  # type: ignore[arg-type]
+                queued += 1
+                continue
+            self.released += size
+            if kind is CancelFrame:
+                self._handle_cancel(frame.seq)  # type: ignore[union-attr]
+            elif kind is LaneOpen:
+                self._handle_open(frame.name)  # type: ignore[union-attr]
+            elif frame is not None:
+                raise RemoteProtocolError(f"{kind.__name__} is not allowed on the forward half of a lane")
+        return queued
+
+    def _queue_message(self, frame: MessageFrame, size: int) -> None:
+        if self.name is None:
+            raise RemoteProtocolError("the first frame of a lane must name it")
+        seq = frame.seq
+        if seq != self._received + 1:
+            raise RemoteProtocolError(f"message {seq} follows {self._received} on lane {self.name!r}")
+        self._received = seq
+        incoming = Incoming(self, frame, size)
+        self._active[seq] = incoming
+        self.queue.append(incoming)
+
+    def _handle_open(self, name: str) -> None:
+        if self.name is not None:
+            raise RemoteProtocolError(f"lane {self.name!r} was named twice")
+        problem = check_lane_name(name)
+        if problem is not None:
+            raise RemoteProtocolError(f"lane name {problem}")
+        self.name = name
+
+    def _handle_cancel(self, seq: int) -> None:
+        if seq > self._received:
+            raise RemoteProtocolError(f"cancellation of message {seq}, which was not sent")
+        incoming = self._active.get(seq)
+        if incoming is None or incoming.cancelled:
+            return  # Its handler has ended: the ack and the cancellation crossed.
+        incoming.cancelled = True
+        if incoming.cancel is not None:
+            incoming.cancel()
+
+    def finish(self, incoming: Incoming, status: int, result: bytes, error: str = "") -> None:
+        """Note that a message is done with: release its credit and, when it wants one and was not taken back, queue its ack."""
+        frame = incoming.frame
+        seq = frame.seq
+        del self._active[seq]
+        self.released += incoming.size
+        if seq == self._handled + 1:
+            ahead = self._handled_ahead
+            while seq + 1 in ahead:
+                seq += 1
+                ahead.remove(seq)
+            self._handled = seq
+        else:
+            self._handled_ahead.add(seq)
+        if frame.wants_ack and self.attached and not incoming.cancelled:
+            self._ack_seq = ack_seq = self._ack_seq + 1
+            ack = encode_ack(ack_seq, frame.seq, status, result, error)
+            self._acks.append(ack)
+            self.ack_bytes += len(ack)
+
+    def next_batch(self) -> bytes:
+        """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
+        acks = self._acks
+        told = (self._received, self._handled)
+        if told != self._told:
+            self._told = told
+            acks.append(encode_receipt(self._received, self._handled, self._handled_ranges()))
+        if not acks:
+            return b""
+        batch = b"".join(acks)
+        acks.clear()
+        self.ack_bytes = 0
+        return batch
+
+    def _handled_ranges(self) -> tuple[tuple[int, int], ...]:
+        if not 0 < len(self._handled_ahead) <= SORTED_AHEAD:
+            return ()
+        ranges: list[tuple[int, int]] = []
+        for seq in sorted(self._handled_ahead):
+            if ranges and seq == ranges[-1][1] + 1:
+                ranges[-1] = (ranges[-1][0], seq)
+            elif len(ranges) == RECEIPT_RANGES:
+                break
+            else:
+                ranges.append((seq, seq))
+        return tuple(ranges)
+
+    def credit_limit(self, window: int) -> int:
+        """Return the absolute offset that the peer may send up to with this window.
+
+        A frame that has begun counts as handled until it is complete: else a message longer than the window would never arrive.
+        """
+        return self.released + self._reader.partial + window
+
+    def detach(self) -> None:
+        """Forget the connection: handlers go on, their acks have nowhere to go."""
+        self.attached = False
+        self._acks.clear()
+        self.ack_bytes = 0

@@ -1,0 +1,186 @@
+"""A server's sessions: `Session`, one client as the server sees it, and the registry in which the newest connection wins."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import final
+
+import trio
+
+from .connection import Connection
+from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
+from .link import Link
+from .peer import Peer
+from .protocol.lane_sender import ErrorFactory
+from .protocol.state import CloseCode
+
+__all__ = ["Session", "SessionChange", "SessionRegistry"]
+
+HISTORY = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """One change in a client's life on this server.
+
+    Attributes:
+        at: when, Unix seconds.
+        change: ``connected``, ``replaced``, ``disconnected`` or ``closed``.
+        detail: the remote address or the reason, as text.
+    """
+
+    at: float
+    change: str
+    detail: str
+
+
+@final
+class Session(Peer):
+    """One client as the server sees it. The server makes it when a client's hello is accepted.
+
+    Attributes:
+        client_id: the client's id.
+        id: 16 random bytes that name this session.
+        connected_at: when its connection was accepted, Unix seconds.
+    """
+
+    def __init__(
+        self, client_id: str, link: Link, connection: Connection, *, id: bytes, epoch: float, history: deque[SessionChange]
+    ) -> None:
+        super().__init__(link, link.lanes[""])
+        self.client_id = client_id
+        self.id = id
+        self._connection = connection
+        # Unix time minus Trio's clock: a wall clock that jumps must not move what was measured.
+        self._epoch = epoch
+        self._history = history
+        self._retired = trio.Event()
+        self.connected_at = epoch + trio.current_time()
+        self._address = self._current_address()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.client_id!r} {'connected' if self.connected else 'away'}>"
+
+    @property
+    def connected(self) -> bool:
+        """True while a connection carries the session."""
+        return self._link.connection is not None
+
+    @property
+    def remote_address(self) -> tuple[str, int]:
+        """Host and port that the client sends from, or last did."""
+        if self.connected:
+            self._address = self._current_address()
+        return self._address
+
+    def _current_address(self) -> tuple[str, int]:
+        address = self._connection.engine.peer_address
+        return ("", 0) if address is None else (address[0], address[1])
+
+    @property
+    def last_heartbeat(self) -> float | None:
+        """When the last ping came, Unix seconds; None before the first."""
+        ping = self._connection.last_ping
+        return None if ping is None else self._epoch + ping
+
+    @property
+    def rtt(self) -> float | None:
+        """Smoothed round-trip time of the connection, seconds (RFC 9002 section 5.3); None before the first sample."""
+        return self._connection.engine.rtt
+
+    @property
+    def history(self) -> tuple[SessionChange, ...]:
+        """The last 100 changes of this client id on this server, oldest first."""
+        return tuple(self._history)
+
+    def note(self, change: str, detail: str) -> None:
+        """Add to the history."""
+        self._history.append(SessionChange(self._epoch + trio.current_time(), change, detail))
+
+    async def close(self, reason: str = "closed by the server") -> None:
+        """Close the client's connection and end its session; the client may connect again, as a new session.
+
+        Waits until the connection is gone. Cancelled, it goes on by itself. Handlers that run are not cancelled.
+        """
+        self._link.end(partial(ConnectionClosed, reason))
+        self._retired.set()
+        self._connection.close(CloseCode.NORMAL, reason)
+        await self._connection.closed.wait()
+
+    # -- for the registry and the server -----------------------------------------------------------------------------
+    def replace(self) -> None:
+        """End the session because a newer connection has its client id."""
+        self._retired.set()
+        self._link.end(partial(ClientNotConnected, self.client_id), under_way=partial(ConnectionLost, "the client was replaced"))
+        self._connection.close(CloseCode.SESSION_REPLACED, "a newer connection uses this client id")
+
+    def lost(self, error: ErrorFactory, *, final: bool) -> None:
+        """Note that the connection has ended; ``final`` when the client said that it is done."""
+        if final:
+            self._retired.set()
+        self._link.end(partial(ClientNotConnected, self.client_id), under_way=error)
+
+    async def linger(self, ttl: float) -> None:
+        """Let handlers go on after the connection: until the session is retired and they have ended, or ``ttl`` seconds."""
+        with trio.move_on_after(ttl):
+            await self._retired.wait()
+            await self._link.dispatcher.wait_idle()
+        self._link.dispatcher.stop()
+
+
+class SessionRegistry:
+    """Which session a client id means now.
+
+    Attributes:
+        connected: a live, read-only view of the connected sessions by client id.
+    """
+
+    def __init__(self) -> None:
+        self._connected: dict[str, Session] = {}
+        self._kept: dict[str, Session] = {}
+        self.connected: Mapping[str, Session] = MappingProxyType(self._connected)
+
+    def __len__(self) -> int:
+        """Return how many sessions are known, connected or away."""
+        return len(self._kept)
+
+    def find(self, client_id: str) -> Session:
+        """Return the session of a client id, connected or away.
+
+        Raises:
+            ClientNotConnected: there is none.
+        """
+        session = self._kept.get(client_id)
+        if session is None:
+            raise ClientNotConnected(client_id)
+        return session
+
+    def history(self, client_id: str) -> deque[SessionChange]:
+        """Return the history to go on with for a client id."""
+        session = self._kept.get(client_id)
+        return deque(maxlen=HISTORY) if session is None else session._history
+
+    def enter(self, session: Session) -> Session | None:
+        """Let the id mean this session from now on; return the one it meant before. The newest wins."""
+        client_id = session.client_id
+        older = self._kept.get(client_id)
+        self._kept[client_id] = session
+        # Taken out first, so that the view keeps the order of connecting.
+        self._connected.pop(client_id, None)
+        self._connected[client_id] = session
+        return older
+
+    def leave(self, session: Session) -> None:
+        """Take a session whose connection ended off the list of the connected, unless a newer one stands there."""
+        if self._connected.get(session.client_id) is session:
+            del self._connected[session.client_id]
+
+    def forget(self, session: Session) -> None:
+        """Forget a session, unless a newer one has its id."""
+        self.leave(session)
+        if self._kept.get(session.client_id) is session:
+            del self._kept[session.client_id]

@@ -1,0 +1,399 @@
+"""A network in memory: hosts by name, seeded faults, partitions; in virtual time or real.
+
+It has no task and needs no nursery. A datagram sent is an entry in the receiver's heap with the time at which it arrives, and
+`receive` sleeps until the earliest is due. With Trio's scheduler seeded as well (`seeded`) and a `trio.testing.MockClock`, one seed
+gives one run.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, final
+
+import trio
+
+from ..errors import ConfigurationError
+from ..net.udp import DatagramSocket, Network, SocketStatistics, check_port
+from ..quic.engine import Address
+
+__all__ = ["MemoryNetwork", "NetworkStatistics", "SentDatagram"]
+
+_SERVER = "server"
+_LOCALHOST = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})
+_BATCH = 64  # datagrams per `receive`, as in `net.udp`
+_LARGEST_PAYLOAD = 65_507  # 65,535 less the IPv4 and UDP headers
+_FIRST_EPHEMERAL = 49_152  # RFC 6335 section 6
+_LAST_PORT = 65_535
+_LEAST_REORDER_SECONDS = 0.010
+
+# The largest value of each fault; the least is 0.
+_RANGES: Final = {"loss": 1.0, "duplicate": 1.0, "reorder": 1.0, "delay": 3600.0, "jitter": 3600.0}
+
+
+class SentDatagram(NamedTuple):
+    """One line of a recording.
+
+    Attributes:
+        at: Trio's clock when it was sent, seconds.
+        source: the sender's address.
+        destination: where it was sent, whether or not it got there.
+        length: payload, bytes.
+    """
+
+    at: float
+    source: Address
+    destination: Address
+    length: int
+
+
+@dataclass(slots=True, frozen=True)
+class NetworkStatistics:
+    """What became of every datagram. ``sent + duplicated`` is the sum of all the others but ``reordered``.
+
+    Attributes:
+        sent: datagrams given to the network.
+        delivered: datagrams handed out by ``receive``, second copies included.
+        lost: datagrams dropped by ``loss``.
+        duplicated: second copies made.
+        reordered: copies held back by ``reorder``.
+        cut: datagrams that met a partition, on sending or in flight.
+        unroutable: datagrams to a port that nobody had bound, or that was closed before they were read.
+        in_flight: datagrams under way, or arrived and not yet read.
+        overflowed: datagrams dropped because the receiver's queue was full.
+    """
+
+    sent: int
+    delivered: int
+    lost: int
+    duplicated: int
+    reordered: int
+    cut: int
+    unroutable: int
+    in_flight: int
+    overflowed: int
+
+
+_COUNTED: Final = ("sent", "delivered", "lost", "duplicated", "reordered", "cut", "unroutable", "overflowed")
+
+_Key = tuple[str, int]
+_Entry = tuple[float, int, bytes, _Key]
+
+
+@final
+class MemoryNetwork:
+    """A `Network` without an operating system, and the place where its weather is made.
+
+    Addresses are ``(host name, port)``. Used as a `Network` itself it is the host ``"server"``; `host` gives any other, and
+    `for_client` gives a client the host of its own name. Names: every host name resolves, whether or not somebody is there; the
+    localhost forms (``localhost``, ``127.0.0.1``, ``::1``, ``0.0.0.0``, ``::``) resolve to ``"server"`` on every host, so that
+    `open_client("localhost", ...)` finds the server. To bind, they mean the host's own name; another host's name cannot be bound.
+
+    Faults are drawn from one generator in the order of sending. Each is an attribute that may be set at any time. With ``delay`` and
+    ``jitter`` at 0 a datagram arrives at the instant it was sent: virtual time stands still while programs answer each other.
+
+    Args:
+        seed: seed of the faults.
+        loss: share of the datagrams that vanish, 0 to 1.
+        delay: seconds that each takes.
+        jitter: up to this many more seconds, uniform.
+        duplicate: share of them that arrive twice, each copy with its own jitter, 0 to 1.
+        reorder: share of the copies held back by up to ``max(delay, 10 ms)``, 0 to 1.
+        queue_limit: datagrams that one socket holds, those in flight to it included; further ones are dropped and counted.
+
+    Raises:
+        ConfigurationError: a fault is outside its range, on construction or when set later.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        loss: float = 0.0,
+        delay: float = 0.0,
+        jitter: float = 0.0,
+        duplicate: float = 0.0,
+        reorder: float = 0.0,
+        queue_limit: int = 10_000,
+    ) -> None:
+        self.loss, self.duplicate, self.reorder = loss, duplicate, reorder
+        self.delay, self.jitter = delay, jitter
+        self.queue_limit = queue_limit
+        self._random = random.Random(seed)
+        self._sequence = 0
+        self._sockets: dict[_Key, _MemorySocket] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._isolated: set[str] = set()
+        self._cuts: set[frozenset[str]] = set()
+        self._recordings: list[list[SentDatagram]] = []
+        self._counts = dict.fromkeys(_COUNTED, 0)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        highest = _RANGES.get(name)
+        if highest is not None and not (isinstance(value, (int, float)) and 0 <= value <= highest):
+            raise ConfigurationError(f"MemoryNetwork.{name} = {value!r}: expected a number from 0 to {highest:,}")
+        super().__setattr__(name, value)
+
+    def host(self, name: str) -> Network:
+        """Return the network as the host of this name sees it; the same object every time.
+
+        Raises:
+            ConfigurationError: the name is empty or one of the localhost forms, which belong to every host.
+        """
+        if not name or name in _LOCALHOST:
+            raise ConfigurationError(f"host = {name!r}: expected a name that is not a form of localhost")
+        return self._hosts.setdefault(name, _Host(self, name))
+
+    def for_client(self, client_id: str) -> Network:
+        """See `Network.for_client`: the host of the client's name."""
+        return self.host(client_id)
+
+    async def bind(self, host: str, port: int) -> DatagramSocket:
+        """See `Network.bind`: on the host ``"server"``."""
+        return await self.host(_SERVER).bind(host, port)
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        """See `Network.resolve`: any name but an empty one."""
+        return await self.host(_SERVER).resolve(host, port)
+
+    async def bind_for(self, remote: Address) -> DatagramSocket:
+        """See `Network.bind_for`: on the host ``"server"``."""
+        return await self.host(_SERVER).bind_for(remote)
+
+    def partition(self, a: str, b: str | None = None) -> None:
+        """Cut both directions between two hosts, or one host from all others.
+
+        Datagrams in flight are lost too; what has arrived and was not yet read is still read.
+        """
+        if b is None:
+            self._isolated.add(a)
+        else:
+            self._cuts.add(frozenset((a, b)))
+        for sock in self._sockets.values():
+            self._counts["cut"] += sock.discard_in_flight(self._is_cut)
+
+    def heal(self, a: str | None = None, b: str | None = None) -> None:
+        """Undo ``partition(a, b)``, or ``partition(a)`` (cuts between two hosts stay), or without arguments every partition.
+
+        Raises:
+            ValueError: ``b`` is given without ``a``.
+        """
+        if a is None and b is not None:
+            raise ValueError("heal(b=...) without a: name both hosts, one host as a, or none")
+        if a is None:
+            self._isolated.clear()
+            self._cuts.clear()
+        elif b is None:
+            self._isolated.discard(a)
+        else:
+            self._cuts.discard(frozenset((a, b)))
+
+    def record(self) -> list[SentDatagram]:
+        """Return a list that from now on receives every datagram sent, whatever becomes of it."""
+        recording: list[SentDatagram] = []
+        self._recordings.append(recording)
+        return recording
+
+    def statistics(self) -> NetworkStatistics:
+        """Return the counters so far."""
+        return NetworkStatistics(**self._counts, in_flight=sum(len(sock.queue) for sock in self._sockets.values()))
+
+    # What the hosts and sockets below call.
+    def _open(self, name: str, port: int) -> DatagramSocket:
+        check_port(port)
+        key = (name, port or self._free_port(name))
+        if key[1] == 0 or key in self._sockets:
+            raise OSError(errno.EADDRINUSE, f"cannot bind {name} port {port}: {os.strerror(errno.EADDRINUSE)}")
+        sock = self._sockets[key] = _MemorySocket(self, key)
+        return sock
+
+    def _route(self, data: bytes, source: _Key, destination: Address) -> None:
+        now = trio.current_time()
+        self._counts["sent"] += 1
+        for recording in self._recordings:
+            recording.append(SentDatagram(now, source, destination, len(data)))
+        target = (destination[0], destination[1])
+        if self._is_cut(source[0], target[0]):
+            self._counts["cut"] += 1
+            return
+        if self._random.random() < self.loss:
+            self._counts["lost"] += 1
+            return
+        copies = 1
+        if self._random.random() < self.duplicate:
+            self._counts["duplicated"] += 1
+            copies = 2
+        sock = self._sockets.get(target)
+        for _ in range(copies):
+            # Drawn for unbound ports too: whether somebody listens must not shift the luck of everybody else.
+            due = now + self._travel_time()
+            if sock is None:
+                self._counts["unroutable"] += 1
+            elif len(sock.queue) >= self.queue_limit:
+                self._counts["overflowed"] += 1
+                sock.overflowed += 1
+            else:
+                self._sequence += 1
+                sock.enqueue((due, self._sequence, data, source), now)
+
+    def _travel_time(self) -> float:
+        seconds = self.delay + self._random.random() * self.jitter
+        if self._random.random() < self.reorder:
+            self._counts["reordered"] += 1
+            seconds += self._random.random() * max(self.delay, _LEAST_REORDER_SECONDS)
+        return seconds
+
+    def _is_cut(self, a: str, b: str) -> bool:
+        return (a != b and (a in self._isolated or b in self._isolated)) or (bool(self._cuts) and frozenset((a, b)) in self._cuts)
+
+    def _free_port(self, name: str) -> int:
+        """Return an unbound ephemeral port, never a recently closed one while others are left; 0 when all are taken."""
+        host = self._hosts[name]
+        for _ in range(_FIRST_EPHEMERAL, _LAST_PORT + 1):
+            port = host.next_port
+            host.next_port = port + 1 if port < _LAST_PORT else _FIRST_EPHEMERAL
+            if (name, port) not in self._sockets:
+                return port
+        return 0
+
+
+@final
+class _Host:
+    """The network as one host sees it."""
+
+    def __init__(self, network: MemoryNetwork, name: str) -> None:
+        self._network = network
+        self._name = name
+        self.next_port = _FIRST_EPHEMERAL
+
+    async def bind(self, host: str, port: int) -> DatagramSocket:
+        await trio.lowlevel.checkpoint()
+        if host != self._name and host not in _LOCALHOST:
+            text = f"cannot bind {host} port {port} on host {self._name}: {os.strerror(errno.EADDRNOTAVAIL)}"
+            raise OSError(errno.EADDRNOTAVAIL, text)
+        return self._network._open(self._name, port)
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        await trio.lowlevel.checkpoint()
+        check_port(port)
+        if not host:
+            raise OSError(errno.EINVAL, "cannot resolve an empty host name")
+        return [(_SERVER if host in _LOCALHOST else host, port)]
+
+    async def bind_for(self, remote: Address) -> DatagramSocket:  # there is one family only
+        return await self.bind(self._name, 0)
+
+    def for_client(self, client_id: str) -> Network:  # whoever chose this host meant it
+        return self
+
+
+@final
+class _MemorySocket:
+    """A `DatagramSocket` in memory."""
+
+    def __init__(self, network: MemoryNetwork, address: _Key) -> None:
+        self.queue: list[_Entry] = []
+        self.overflowed = 0
+        self._network = network
+        self._address = address
+        self._closed = False
+        self._waiting: trio.CancelScope | None = None
+        self._datagrams_in = self._datagrams_out = 0
+        self._bytes_in = self._bytes_out = 0
+        self._send_errors: dict[str, int] = {}
+
+    @property
+    def address(self) -> Address:
+        return self._address
+
+    async def receive(self) -> list[tuple[bytes, Address]]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._waiting is not None:
+            raise trio.BusyResourceError("another task is receiving from this socket already")
+        if batch := self._take():
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return batch
+        while True:
+            # The scope is the wake-up: its deadline is the next arrival, and `enqueue` and `close` move or cancel it.
+            with trio.CancelScope(deadline=self.queue[0][0] if self.queue else float("inf")) as self._waiting:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._waiting = None
+            if batch := self._take():
+                return batch
+
+    def send_nowait(self, datagrams: Sequence[tuple[bytes, Address]]) -> int:
+        self._check_open()
+        for data, destination in datagrams:
+            if len(data) > _LARGEST_PAYLOAD:
+                self._send_errors["EMSGSIZE"] = self._send_errors.get("EMSGSIZE", 0) + 1
+                continue
+            self._datagrams_out += 1
+            self._bytes_out += len(data)
+            self._network._route(data, self._address, destination)
+        return len(datagrams)
+
+    async def wait_writable(self) -> None:
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+
+    def statistics(self) -> SocketStatistics:
+        return SocketStatistics(
+            datagrams_in=self._datagrams_in,
+            datagrams_out=self._datagrams_out,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            send_errors=dict(self._send_errors),
+            receive_errors={},
+            receive_drops=self.overflowed,
+        )
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        del self._network._sockets[self._address]
+        self._network._counts["unroutable"] += len(self.queue)
+        self.queue.clear()
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def enqueue(self, entry: _Entry, now: float) -> None:
+        heapq.heappush(self.queue, entry)
+        if self._waiting is not None:
+            if entry[0] <= now:
+                self._waiting.cancel()
+            else:
+                self._waiting.deadline = min(self._waiting.deadline, entry[0])
+
+    def discard_in_flight(self, is_cut: Callable[[str, str], bool]) -> int:
+        """Drop what has not arrived yet from hosts that are cut off, and return how many that were."""
+        if not self.queue:
+            return 0  # also keeps `partition` usable before Trio runs
+        now = trio.current_time()
+        kept = [entry for entry in self.queue if entry[0] <= now or not is_cut(entry[3][0], self._address[0])]
+        dropped = len(self.queue) - len(kept)
+        self.queue = kept
+        heapq.heapify(self.queue)
+        return dropped
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this socket is closed")
+
+    def _take(self) -> list[tuple[bytes, Address]]:
+        self._check_open()
+        now = trio.current_time()
+        batch: list[tuple[bytes, Address]] = []
+        while self.queue and self.queue[0][0] <= now and len(batch) < _BATCH:
+            _due, _sequence, data, source = heapq.heappop(self.queue)
+            batch.append((data, source))
+            self._bytes_in += len(data)
+        self._datagrams_in += len(batch)
+        self._network._counts["delivered"] += len(batch)
+        return batch

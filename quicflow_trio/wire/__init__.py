@@ -1,0 +1,72 @@
+"""Bytes to frames and back, for both protocols; the layer below ``protocol``. No IO, no clock, no randomness.
+
+- `framing`: cuts a stream into length-delimited bodies, incrementally and within a limit.
+- `frames`: what quicflow/2 says, as Python values.
+- `flow2`: encodes and decodes them; `codec` has the hot ones by hand, `fields` reads everything else, strictly.
+- `proto`: the classes generated from ``protos/``. The protobuf library shows nowhere outside this package.
+"""
+
+from __future__ import annotations
+
+from .fields import DecodeError
+from .flow2 import (
+    MAX_RANGES,
+    decode,
+    encode,
+    encode_ack,
+    encode_cancel,
+    encode_message,
+    encode_ping,
+    encode_pong,
+    encode_receipt,
+)
+from .frames import (
+    AckFrame,
+    AckStatus,
+    CancelFrame,
+    Frame,
+    Goodbye,
+    Hello,
+    LaneOpen,
+    LaneState,
+    MessageFrame,
+    MessageType,
+    PeerLimits,
+    PingFrame,
+    PongFrame,
+    ReceiptFrame,
+    Welcome,
+)
+from .framing import EmptyFrame, FrameReader, FrameTooLarge, prefix
+
+__all__ = [
+    "MAX_RANGES",
+    "AckFrame",
+    "AckStatus",
+    "CancelFrame",
+    "DecodeError",
+    "EmptyFrame",
+    "Frame",
+    "FrameReader",
+    "FrameTooLarge",
+    "Goodbye",
+    "Hello",
+    "LaneOpen",
+    "LaneState",
+    "MessageFrame",
+    "MessageType",
+    "PeerLimits",
+    "PingFrame",
+    "PongFrame",
+    "ReceiptFrame",
+    "Welcome",
+    "decode",
+    "encode",
+    "encode_ack",
+    "encode_cancel",
+    "encode_message",
+    "encode_ping",
+    "encode_pong",
+    "encode_receipt",
+    "prefix",
+]

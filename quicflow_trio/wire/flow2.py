@@ -1,0 +1,227 @@
+"""quicflow/2 on the wire: `encode` any frame, `decode` any body.
+
+Schema and rules stand in ``protos/quicflow/v2/flow.proto``. Nothing of the protobuf library shows outside this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import LocalProtocolError
+from .codec import (
+    FAST_DECODERS,
+    MAX_RANGES,
+    encode_ack,
+    encode_cancel,
+    encode_message,
+    encode_ping,
+    encode_pong,
+    encode_receipt,
+)
+from .fields import DecodeError, parse, schema_of
+from .frames import (
+    AckFrame,
+    AckStatus,
+    CancelFrame,
+    Frame,
+    Goodbye,
+    Hello,
+    LaneOpen,
+    LaneState,
+    MessageFrame,
+    MessageType,
+    PeerLimits,
+    PingFrame,
+    PongFrame,
+    ReceiptFrame,
+    Welcome,
+)
+from .framing import prefix
+from .proto.quicflow import v2 as proto
+
+__all__ = [
+    "MAX_RANGES",
+    "AckFrame",
+    "AckStatus",
+    "CancelFrame",
+    "DecodeError",
+    "Frame",
+    "Goodbye",
+    "Hello",
+    "LaneOpen",
+    "LaneState",
+    "MessageFrame",
+    "MessageType",
+    "PeerLimits",
+    "PingFrame",
+    "PongFrame",
+    "ReceiptFrame",
+    "Welcome",
+    "decode",
+    "encode",
+    "encode_ack",
+    "encode_cancel",
+    "encode_message",
+    "encode_ping",
+    "encode_pong",
+    "encode_receipt",
+]
+
+_SCHEMA: Final = schema_of(proto.Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    """Return ``frame`` as it goes on the stream, length prefix included.
+
+    Raises:
+        LocalProtocolError: a field is outside the range that the protocol gives it, or is text that is not Unicode.
+    """
+    return _ENCODERS[type(frame)](frame)
+
+
+def decode(body: bytes) -> Frame | None:
+    """Read one frame's body, without the length prefix.
+
+    Returns:
+        The frame, or None for one of a type that this revision does not know: to be skipped. Unknown fields are dropped;
+        ``type`` and ``status`` are plain numbers, known or not.
+
+    Raises:
+        DecodeError: the body is malformed, or breaks a rule of the schema: an id that is not 16 bytes, a sequence number 0.
+    """
+    try:
+        frame = FAST_DECODERS[body[0]](body)
+    except LookupError:
+        frame = None
+    return frame if frame is not None else _decode_any(body)
+
+
+def _decode_any(body: bytes) -> Frame | None:
+    for name, values in parse(_SCHEMA, body, oneof=True).items():
+        return _BUILDERS[name](values)
+    return None
+
+
+def _build_message(values: dict[str, Any]) -> MessageFrame:
+    get = values.get
+    frame = MessageFrame(
+        get("seq", 0),
+        get("id", b""),
+        get("type", 0),
+        get("payload", b""),
+        get("wants_ack", False),
+        get("timestamp", 0),
+        get("redeliver", False),
+        get("redelivered", False),
+    )
+    if not frame.seq:
+        raise DecodeError("message without a sequence number")
+    if len(frame.id) != 16:
+        raise DecodeError(f"message id of {len(frame.id):,} bytes, not 16")
+    return frame
+
+
+def _build_ack(values: dict[str, Any]) -> AckFrame:
+    get = values.get
+    frame = AckFrame(get("ack_seq", 0), get("seq", 0), get("status", 0), get("result", b""), get("error", ""))
+    if not frame.ack_seq or not frame.seq:
+        raise DecodeError("ack without its sequence numbers")
+    return frame
+
+
+def _build_receipt(values: dict[str, Any]) -> ReceiptFrame:
+    ranges = tuple((item.get("first", 0), item.get("last", 0)) for item in values.get("handled_ranges", ()))
+    if len(ranges) > MAX_RANGES:
+        raise DecodeError(f"{len(ranges):,} ranges in one receipt, over the limit of {MAX_RANGES:,}")
+    return ReceiptFrame(values.get("received", 0), values.get("handled", 0), ranges)
+
+
+def _build_cancel(values: dict[str, Any]) -> CancelFrame:
+    seq = values.get("seq", 0)
+    if not seq:
+        raise DecodeError("cancellation without a sequence number")
+    return CancelFrame(seq)
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Make our records of what `parse` left as dictionaries."""
+    if "lanes" in values:
+        values["lanes"] = tuple(LaneState(**lane) for lane in values["lanes"])
+    if "limits" in values:
+        values["limits"] = PeerLimits(**values["limits"])
+    return values
+
+
+# The names of the schema and those of our records are the same, and so are the defaults.
+_BUILDERS: Final[dict[str, Callable[[dict[str, Any]], Frame]]] = {
+    "hello": lambda values: Hello(**_nested(values)),
+    "welcome": lambda values: Welcome(**_nested(values)),
+    "ping": lambda values: PingFrame(values.get("number", 0)),
+    "pong": lambda values: PongFrame(values.get("number", 0)),
+    "goodbye": lambda values: Goodbye(**values),
+    "lane_open": lambda values: LaneOpen(**values),
+    "message": _build_message,
+    "cancel": _build_cancel,
+    "ack": _build_ack,
+    "receipt": _build_receipt,
+}
+
+
+def _serialise(frame: proto.Frame) -> bytes:
+    try:
+        return prefix(bytes(frame))
+    except UnicodeEncodeError as exc:
+        raise LocalProtocolError(f"{exc.object!r} cannot be sent: it is not Unicode text") from exc
+
+
+def _lanes(lanes: tuple[LaneState, ...]) -> list[proto.LaneState]:
+    return [proto.LaneState(name=lane.name, received=lane.received, handled=lane.handled) for lane in lanes]
+
+
+def _limits(limits: PeerLimits) -> proto.PeerLimits | None:
+    return proto.PeerLimits(payload=limits.payload, lanes=limits.lanes) if limits != PeerLimits() else None
+
+
+def _encode_hello(frame: Hello) -> bytes:
+    hello = proto.Hello(
+        revision=frame.revision,
+        client_id=frame.client_id,
+        credentials=frame.credentials,
+        session_token=frame.session_token,
+        lanes=_lanes(frame.lanes),
+        limits=_limits(frame.limits),
+    )
+    return _serialise(proto.Frame(hello=hello))
+
+
+def _encode_welcome(frame: Welcome) -> bytes:
+    welcome = proto.Welcome(
+        revision=frame.revision,
+        session_id=frame.session_id,
+        session_token=frame.session_token,
+        resumed=frame.resumed,
+        lanes=_lanes(frame.lanes),
+        heartbeat_interval_ms=frame.heartbeat_interval_ms,
+        limits=_limits(frame.limits),
+    )
+    return _serialise(proto.Frame(welcome=welcome))
+
+
+def _encode_goodbye(frame: Goodbye) -> bytes:
+    goodbye = proto.Goodbye(code=frame.code, reason=frame.reason, retry_after_ms=frame.retry_after_ms)
+    return _serialise(proto.Frame(goodbye=goodbye))
+
+
+_ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
+    MessageFrame: lambda f: encode_message(f.seq, f.id, f.type, f.payload, f.wants_ack, f.timestamp, f.redeliver, f.redelivered),
+    AckFrame: lambda f: encode_ack(f.ack_seq, f.seq, f.status, f.result, f.error),
+    ReceiptFrame: lambda f: encode_receipt(f.received, f.handled, f.ranges),
+    CancelFrame: lambda f: encode_cancel(f.seq),
+    PingFrame: lambda f: encode_ping(f.number),
+    PongFrame: lambda f: encode_pong(f.number),
+    Hello: _encode_hello,
+    Welcome: _encode_welcome,
+    Goodbye: _encode_goodbye,
+    LaneOpen: lambda f: _serialise(proto.Frame(lane_open=proto.LaneOpen(name=f.name))),
+}
