@@ -17,6 +17,7 @@ from .background import open_background
 from .config import ClientConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
+from .endings import loss, refusal
 from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError, RemoteProtocolError
 from .heartbeat import heartbeat
 from .link import Link
@@ -33,7 +34,7 @@ from .protocol.waiting import WaitingTable
 from .quic.aioquic_engine import Windows, client_engine
 from .quic.engine import Address, ConnectionEnded
 from .quic.tls import TLSContext
-from .reconnect import Backoff, loss, refusal
+from .reconnect import Backoff
 from .router import Router
 from .wire import Goodbye, Hello, Welcome
 

@@ -18,6 +18,7 @@ from .broadcast import BroadcastReport, broadcast
 from .config import ServerConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
+from .endings import loss
 from .errors import ConfigurationError, ConnectionClosed, RemoteProtocolError
 from .link import Link
 from .message import Message
@@ -33,7 +34,6 @@ from .quic.aioquic_engine import Windows, server_engine
 from .quic.engine import Address, ConnectionEnded
 from .quic.routing import Header
 from .quic.tls import TLSContext
-from .reconnect import loss
 from .router import Router
 from .sessions import Session, SessionRegistry
 from .wire import Goodbye, Hello, PeerLimits, Welcome

@@ -328,12 +328,6 @@ class AioquicEngine:
         return None if event is None else self._translate_end(event)
 
     @property
-    def ended(self) -> ConnectionEnded | None:
-        """Why the connection ends, known as soon as `closing` is true."""
-        event = self._core._close_event
-        return None if event is None else self._ended(event)
-
-    @property
     def rtt(self) -> float | None:
         """Smoothed round-trip time in seconds; None before the first sample."""
         loss = self._core._loss

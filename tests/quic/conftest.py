@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +26,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     made.write("localhost-client", make_client_certificate(authority, "localhost", now=NOW))
     made.write("expired-client", make_client_certificate(authority, "worker-1", now=NOW, valid_for=past))
     made.write("stranger", make_client_certificate(make_authority("nobody", now=NOW), "worker-1", now=NOW))
+    fixed = make_authority("fixed length", now=NOW, use_ed25519=True)
+    made.write("ed-ca", fixed)
+    made.write("ed-server", make_server_certificate(fixed, ["localhost"], now=NOW, use_ed25519=True))
     return made
 
 
@@ -53,8 +55,3 @@ def pair(files: Files) -> PairMaker:
         return made.handshake() if connect else made
 
     return make
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

@@ -5,6 +5,7 @@ The first line of the parametrised tests is what would break: when a stock case 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
@@ -450,6 +451,12 @@ def test_a_client_makes_four_key_pairs(pair: PairMaker, stock: str) -> None:
 @both_kinds
 def test_initial_keys_are_derived_for_every_version(pair: PairMaker, stock: str) -> None:
     assert len(core_of(pair(stock=stock).server)._cryptos_initial) == (2 if stock else 1)
+
+
+@both_kinds
+def test_every_connection_makes_its_own_sets_of_epochs(pair: PairMaker, stock: str) -> None:
+    handlers = vars(core_of(pair(stock=stock, connect=False).server))["_QuicConnection__frame_handlers"]
+    assert len({id(epochs) for _, epochs in handlers.values()}) == (len(handlers) if stock else 4)
 
 
 # -- noise ---------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def refused(config: TLSConfig, *parts: str) -> None:
         assert part in str(caught.value)
 
 
-def test_files_that_are_no_pem_are_named(files: Files, folder: Path) -> None:
-    bad = folder / "bad.txt"
+def test_files_that_are_no_pem_are_named(files: Files, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.txt"
     bad.write_text("not a certificate")
     good, key = files.folder / "server.crt", files.folder / "server.pk"
     refused(TLSConfig.server(bad, key), "cert_file", str(bad))
@@ -57,19 +57,19 @@ def test_a_key_of_another_certificate_is_named(files: Files) -> None:
     refused(TLSConfig.server(files.folder / "server.crt", files.folder / "ca.pk"), "does not match", "ca.pk", "server.crt")
 
 
-def test_an_encrypted_key_is_told_so(files: Files, folder: Path) -> None:
-    path = key_file(folder, ec.generate_private_key(ec.SECP256R1()), password=b"secret")
+def test_an_encrypted_key_is_told_so(files: Files, tmp_path: Path) -> None:
+    path = key_file(tmp_path, ec.generate_private_key(ec.SECP256R1()), password=b"secret")
     refused(TLSConfig.server(files.folder / "server.crt", path), "encrypted", str(path))
 
 
 @pytest.mark.parametrize("kind", ["P-521", "X25519"])
-def test_a_key_that_tls_cannot_sign_with_is_refused(files: Files, folder: Path, kind: str) -> None:
+def test_a_key_that_tls_cannot_sign_with_is_refused(files: Files, tmp_path: Path, kind: str) -> None:
     key = ec.generate_private_key(ec.SECP521R1()) if kind == "P-521" else x25519.X25519PrivateKey.generate()
-    path = key_file(folder, key)
+    path = key_file(tmp_path, key)
     refused(TLSConfig.server(files.folder / "server.crt", path), "P-256", str(path))
 
 
-def test_rsa_works(pair: PairMaker, files: Files, folder: Path) -> None:
+def test_rsa_works(pair: PairMaker, files: Files, tmp_path: Path) -> None:
     key = rsa.generate_private_key(65537, 2048)
     made = make_server_certificate(files.authority, ["localhost"], now=NOW)
     old = made.certificate
@@ -82,20 +82,20 @@ def test_rsa_works(pair: PairMaker, files: Files, folder: Path) -> None:
         not_valid_after=old.not_valid_after_utc,
         extensions=[old.extensions.get_extension_for_class(x509.SubjectAlternativeName)],
     )
-    cert = folder / "rsa.crt"
+    cert = tmp_path / "rsa.crt"
     signed = builder.sign(files.authority.key, hashes.SHA256())
     cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    both = pair(server_tls=TLSContext(TLSConfig.server(cert, key_file(folder, key))))
+    both = pair(server_tls=TLSContext(TLSConfig.server(cert, key_file(tmp_path, key))))
     from quicflow_trio.quic.engine import HandshakeCompleted
 
     # It names no purpose, and so may be a server's.
     assert only(both.client_events, HandshakeCompleted)
 
 
-def test_pem_with_text_and_other_line_ends_is_read(files: Files, folder: Path, pair: PairMaker) -> None:
+def test_pem_with_text_and_other_line_ends_is_read(files: Files, tmp_path: Path, pair: PairMaker) -> None:
     other = make_authority("second", now=NOW).certificate_pem
     text = b"subject: one\r\n" + files.authority.certificate_pem.replace(b"\n", b"\r\n") + b"\r\n# two\n" + other + b"\n\n"
-    path = folder / "bundle.crt"
+    path = tmp_path / "bundle.crt"
     path.write_bytes(text)
     from quicflow_trio.quic.engine import HandshakeCompleted
 

@@ -246,7 +246,7 @@ class Hello(betterproto2.Message):
 
     revision: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
     """
-    Revision of this protocol's schema that the client speaks: 20 for 2.0, 21 for 2.1.
+    Minor revision of quicflow/2 that the client speaks: 0 for 2.0, 1 for 2.1.
     """
 
     client_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
