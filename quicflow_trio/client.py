@@ -214,7 +214,8 @@ class Client(Peer):
                 self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
                 self._set_state(ClientState.IDLE, "internal error")
             if self._refusal is None:
-                delay = max(self._backoff.next_delay(), self._retry_after)
+                # Added, not the larger of the two: the jitter keeps the clients of a drained server from coming back in one instant.
+                delay = self._backoff.next_delay() + self._retry_after
                 self._retry_after = 0.0
                 log.info("client %s: next attempt in %.2f s", self.client_id, delay)
                 await trio.sleep(delay)
@@ -302,15 +303,13 @@ class Client(Peer):
     # -- leaving -----------------------------------------------------------------------------------------------------
     async def _leave(self) -> None:
         """Finish what is under way within ``close_grace``: outboxes, receipts, handlers and their acks."""
-        connection = self._connection
         with trio.move_on_after(self._config.close_grace):
-            if connection is None or self.state.value is not ClientState.CONNECTED:
-                if not any(lane.unwritten for lane in self._link.lanes.values()) or self._refusal is not None:
-                    return
+            if any(lane.unwritten for lane in self._link.lanes.values()):
                 # Messages were taken before there was a connection: it gets its chance.
-                await self.state.wait_value(ClientState.CONNECTED)
-                connection = self._connection
-            if connection is not None:
+                while self.state.value is not ClientState.CONNECTED and self._refusal is None:
+                    await self._changed.park()
+            connection = self._connection
+            if connection is not None and self.state.value is ClientState.CONNECTED:
                 connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
                 connection.begin_drain()
                 await connection.drained()
@@ -347,6 +346,8 @@ async def open_client(
         ConnectionRefused, SessionReplaced: at the end of the block, if the server refused the client for good and no call said so.
     """
     check_client_id(client_id)
+    if not 1 <= port <= 65_535:
+        raise ConfigurationError(f"port = {port!r}: expected a whole number from 1 to 65,535")
     tls = TLSConfig.client() if tls is None else tls
     if not tls.is_client:
         raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")

@@ -60,7 +60,7 @@ class Limits:
         _check(self, "waiting", 1, 10_000_000, whole=True)
         _check(self, "waiting_per_session", 1, 10_000_000, whole=True)
         _check(self, "lanes", 1, 1024, whole=True)
-        _check(self, "lane_window", 4096, 1024 * _MIB, whole=True)
+        _check(self, "lane_window", 16 * 1024, 1024 * _MIB, whole=True)
         _check(self, "outbox_bytes", 4096, 1024 * _MIB, whole=True)
         _check(self, "dispatch_queue", 1, 10_000_000, whole=True)
         _check(self, "half_open", 1, 1_000_000, whole=True)

@@ -134,6 +134,8 @@ class Connection:
         self._pings: dict[int, float] = {}
         self._ping_number = 0
         self._said_goodbye = False
+        # False once the peer has asked, unasked itself, that nothing new be started; its answer to our own goodbye does not ask that.
+        self._may_start = True
         self._quiet: trio.Event | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             StreamReset: self._stream_reset,
@@ -151,12 +153,16 @@ class Connection:
             self._endpoint.add_route(connection_id, self.pump)
         try:
             await self.pump.run()
+        except Exception:
+            self.farewell = (CloseCode.INTERNAL_ERROR, "internal error")
+            raise
         finally:
+            # When cancelled, also between a close and the turn that sends it. The last word needs no wait, so it needs no shield either.
             if not self.engine.closing:
-                # Cancelled. The last word needs no wait, so it needs no shield either.
                 self.engine.close(int(self.farewell[0]), self.farewell[1])
-                self._endpoint.transmit_nowait(self.engine.datagrams_to_send(trio.current_time()))
-            self._endpoint.remove_pump(self.pump)
+            self._endpoint.transmit_nowait(self.engine.datagrams_to_send(trio.current_time()))
+            # After the heartbeat time-out the peer has given up by itself.
+            self._endpoint.remove_pump(self.pump, self.engine.last_word, self._heartbeat_timeout)
             self._finish()
 
     def _finish(self) -> None:
@@ -187,6 +193,8 @@ class Connection:
     def close(self, code: CloseCode, reason: str) -> None:
         """Close now; what is not sent yet is dropped, see `drained`."""
         if not self.engine.closing:
+            # From here on nothing of the peer counts, not even what stands behind the offence in the same packet.
+            self.state = ConnectionState.CLOSED
             self.engine.close(int(code), reason)
             self.pump.kick()
 
@@ -201,6 +209,8 @@ class Connection:
         """Act on what the engine reports."""
         try:
             for event in events:
+                if self.state is ConnectionState.CLOSED:
+                    return
                 if event.__class__ is StreamData:
                     self.last_heard = now
                     self._stream_data(event)  # type: ignore[arg-type]
@@ -320,7 +330,7 @@ class Connection:
         self._control.feed(event.data)
         for body in self._control.frames():
             frame = decode(body)
-            if frame is not None:
+            if frame is not None and self.state is not ConnectionState.CLOSED:
                 check_control_frame(frame, self.state, from_client=not self._is_client)
                 self._control_frame(frame)
         self.engine.grant(CONTROL_STREAM, self._control_arrived + RETURN_WINDOW)
@@ -337,6 +347,7 @@ class Connection:
         else:
             assert isinstance(frame, (Hello, Welcome, Goodbye))
             if isinstance(frame, Goodbye):
+                self._may_start = self._said_goodbye and self._may_start
                 self.goodbye = frame
                 if self.state is ConnectionState.OPEN:
                     self.state = ConnectionState.DRAINING
@@ -438,7 +449,7 @@ class Connection:
             sender.open_return(self._limits.payload + FRAME_OVERHEAD)
         stream_id = sender.stream_id
         # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
-        credit = 0 if self.goodbye is not None else engine.credit(stream_id)
+        credit = engine.credit(stream_id) if self._may_start else 0
         batch = sender.next_batch(credit)
         if batch:
             self._write(stream_id, batch)
@@ -478,8 +489,6 @@ class Connection:
 
     def _nothing_on_the_wire(self) -> bool:
         """Return True when the peer has confirmed every message that was written, and none waits that may still be written."""
-        return not any(
-            lane.unreceipted or (lane.unwritten and self.goodbye is None) for lane in self._senders.values()
-        )
+        return not any(lane.unreceipted or (lane.unwritten and self._may_start) for lane in self._senders.values())
 
 

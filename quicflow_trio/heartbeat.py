@@ -20,8 +20,10 @@ async def heartbeat(connection: Connection) -> None:
     terms = connection.terms
     assert terms is not None, "heartbeats start once the connection is open"
     start = trio.current_time()
+    beats = 0
     while True:
         connection.ping()
-        # Counted from the start, so that the pace does not drift; a machine that slept skips the pings it missed.
-        beats = math.floor((trio.current_time() - start) / terms.heartbeat_interval) + 1
+        # Counted from the start, so that the pace does not drift; a machine that slept skips the pings it missed. The other bound is
+        # for floats: (start + 15.0) - start is less than 15 for one start in fifty, and the same beat would come again, for ever.
+        beats = max(beats, math.floor((trio.current_time() - start) / terms.heartbeat_interval)) + 1
         await trio.sleep_until(start + beats * terms.heartbeat_interval)

@@ -93,8 +93,8 @@ class Server:
             connection=connection_window(limits),
             streams=limits.lanes + 1,  # the control stream beside the lanes
         )
-        # In the order of arrival, so that the oldest is the first.
-        self._half_open: dict[Connection, trio.Nursery] = {}
+        # In the order of arrival, so that the oldest is the first; a nursery stands there once its task has started.
+        self._half_open: dict[Connection, trio.Nursery | None] = {}
         self._connections: dict[Connection, Session | None] = {}
         self._accepted = 0
         self._disconnects: dict[str, int] = {}
@@ -216,10 +216,9 @@ class Server:
             return None
         config = self._config
         if len(self._half_open) >= config.limits.half_open:
-            oldest, nursery = next(iter(self._half_open.items()))
+            oldest = next(iter(self._half_open))
             del self._half_open[oldest]
-            nursery.cancel_scope.cancel()
-            self._count(self._refused, "too many half-open connections")
+            oldest.close(CloseCode.OVERLOADED, "too many half-open connections")
         engine = server_engine(
             self._tls,
             original_destination_id=header.destination,
@@ -240,6 +239,8 @@ class Server:
         )
         self._accepted += 1
         self._connections[connection] = None
+        # Counted at once: a whole batch of first packets comes in before the first of their tasks has run.
+        self._half_open[connection] = None
         self._nursery.start_soon(self._run_connection, connection)
         return connection.pump
 
@@ -247,7 +248,8 @@ class Server:
         """One connection, and the session that outlives it, in one nursery whose body is the pump."""
         try:
             async with trio.open_nursery() as nursery:
-                self._half_open[connection] = nursery
+                if connection in self._half_open:
+                    self._half_open[connection] = nursery
                 await connection.run()
                 session = self._connections[connection]
                 if session is not None:
@@ -302,7 +304,9 @@ class Server:
             epoch=self._epoch,
             history=self._registry.history(client_id),
         )
-        link.serve(session, self._half_open.pop(connection))
+        nursery = self._half_open.pop(connection)
+        assert nursery is not None, "a connection that says hello has its task"
+        link.serve(session, nursery)
         older = self._registry.enter(session)
         if older is not None:
             if older.connected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,20 @@ Accept = Callable[[Header, Address, float], Pump | None]
 """Makes the pump of a new connection from its first packet's header, or refuses by None."""
 
 
+LAST_WORDS = 4096
+"""Closed connections whose close is kept for peers that have not heard it; about 600 bytes each, the oldest goes first."""
+
+
+@dataclass(slots=True)
+class _LastWord:
+    """What a peer is told again that goes on sending to a closed connection."""
+
+    datagrams: Sequence[tuple[bytes, Address]]
+    connection_ids: frozenset[bytes]
+    until: float
+    heard: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointStatistics:
     """What one endpoint has seen.
@@ -25,12 +40,14 @@ class EndpointStatistics:
     Attributes:
         socket: the socket's own counters.
         connection_ids: ids in the routing table.
+        last_words: closed connections whose close is kept, to be repeated to peers that have not heard it.
         dropped: datagrams dropped, by reason.
         negotiations: version negotiation packets sent.
     """
 
     socket: SocketStatistics
     connection_ids: int
+    last_words: int
     dropped: dict[str, int]
     negotiations: int
 
@@ -47,6 +64,8 @@ class Endpoint:
         self._socket = socket
         self._accept = accept
         self._table: RoutingTable[Pump] = RoutingTable()
+        self._last_words: deque[_LastWord] = deque()
+        self._closed: dict[bytes, _LastWord] = {}
         self._send_lock = trio.Lock()
         self._dropped: dict[str, int] = {}
         self._negotiations = 0
@@ -61,6 +80,7 @@ class Endpoint:
         return EndpointStatistics(
             socket=self._socket.statistics(),
             connection_ids=len(self._table),
+            last_words=len(self._last_words),
             dropped=dict(self._dropped),
             negotiations=self._negotiations,
         )
@@ -74,8 +94,21 @@ class Endpoint:
         """Forget one id."""
         self._table.remove(connection_id)
 
-    def remove_pump(self, pump: Pump) -> None:
-        """Forget every id of a pump."""
+    def remove_pump(self, pump: Pump, last_word: Sequence[tuple[bytes, Address]] = (), keep: float = 0.0) -> None:
+        """Forget every id of a pump.
+
+        Its close can get lost, and a peer that has not heard it waits for its heartbeat time-out; one that was replaced would even
+        come back and take the session over again. So ``last_word`` is repeated for ``keep`` seconds to whoever goes on sending.
+        """
+        if last_word and self._accept is not None:
+            now = trio.current_time()
+            kept = self._last_words
+            while kept and (kept[0].until <= now or len(kept) >= LAST_WORDS):
+                for connection_id in kept.popleft().connection_ids:
+                    self._closed.pop(connection_id, None)
+            word = _LastWord(last_word, self._table.ids_of(pump), now + keep)
+            kept.append(word)
+            self._closed.update(dict.fromkeys(word.connection_ids, word))
         self._table.remove_owner(pump)
 
     # -- in --------------------------------------------------------------------------------------------------------
@@ -126,6 +159,10 @@ class Endpoint:
         if self._accept is None:
             self._drop("unknown connection")
             return None
+        word = self._closed.get(header.destination)
+        if word is not None and trio.current_time() < word.until:
+            self._repeat(word)
+            return None
         if not header.is_initial:
             self._negotiate(header, address)
             return None
@@ -135,6 +172,13 @@ class Endpoint:
             return None
         self._table.add(header.destination, pump)
         return pump
+
+    def _repeat(self, word: _LastWord) -> None:
+        """Answer the 1st, 2nd, 4th, 8th ... packet, which bounds what a peer can make us send (RFC 9000 section 10.2.1)."""
+        word.heard += 1
+        self._drop("closed connection")
+        if word.heard & (word.heard - 1) == 0:
+            self.transmit_nowait(word.datagrams)
 
     def _negotiate(self, header: Header, address: Address) -> None:
         """Answer a version that is not spoken here; anything else is for a connection that is not there."""

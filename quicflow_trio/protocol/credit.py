@@ -9,7 +9,7 @@ __all__ = ["RETURN_WINDOW", "CreditBudget", "connection_window"]
 
 RETURN_WINDOW = 256 * 1024
 """Credit ahead on control streams and return halves, bytes: it is given back on arrival, so only the round trip has to fit."""
-SMALLEST_WINDOW = 4096
+SMALLEST_WINDOW = 16 * 1024
 """What a lane may always have ahead, bytes, however much the process holds."""
 
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Protocol, Self
 
 from ..errors import PayloadTooLarge, QuicFlowError, RemoteProtocolError
-from ..message import Message
+from ..message import Delivery, Message
 from ..wire import AckFrame, FrameReader, LaneOpen, ReceiptFrame, decode, encode, encode_cancel, encode_message
 from .waiting import WaitingShare
 
@@ -30,7 +30,7 @@ __all__ = ["LaneSender", "Outgoing", "OutgoingRequest", "OutgoingState"]
 MESSAGE_OVERHEAD = 64
 """Bytes that a message counts for beside its payload: envelope, id and a part of its Python objects."""
 
-CREDIT_RESERVE = 4096
+CREDIT_RESERVE = 1024
 """Bytes of a lane's credit that messages leave free, so that a cancellation can still pass on a lane whose handlers are stuck."""
 
 ErrorFactory = Callable[[], QuicFlowError]
@@ -40,6 +40,8 @@ ErrorFactory = Callable[[], QuicFlowError]
 class OutgoingState(enum.IntEnum):
     """How far a message has come."""
 
+    NEW = -1
+    """Not offered yet."""
     BLOCKED = 0
     """Behind a full outbox."""
     QUEUED = 1
@@ -65,7 +67,7 @@ class Outgoing:
         self.lane = lane
         self.message = message
         self.size = len(message.payload) + MESSAGE_OVERHEAD
-        self.state = OutgoingState.BLOCKED
+        self.state = OutgoingState.NEW
         self.seq = 0
         self.error: ErrorFactory | None = None
         self.task: Any = None
@@ -218,11 +220,19 @@ class _Queue:
             self._entries = deque(entry for entry in self._entries if entry.state is not OutgoingState.WITHDRAWN)
             self._withdrawn = 0
 
-    def entries(self) -> list[Outgoing]:
-        return [entry for entry in self._entries if entry.state is not OutgoingState.WITHDRAWN]
+    def take_larger(self, limit: int) -> list[Outgoing]:
+        """Take out what has a payload over ``limit`` bytes."""
+        entries = self.clear()
+        larger = []
+        for entry in entries:
+            if len(entry.message.payload) > limit:
+                larger.append(entry)
+            else:
+                self.append(entry)
+        return larger
 
     def clear(self) -> list[Outgoing]:
-        entries = self.entries()
+        entries = [entry for entry in self._entries if entry.state is not OutgoingState.WITHDRAWN]
         self._entries.clear()
         self._withdrawn = 0
         self.size = 0
@@ -318,6 +328,7 @@ class LaneSender:
             if self.notify is not None:
                 self.notify(self)
         else:
+            outgoing.state = OutgoingState.BLOCKED
             self._blocked.append(outgoing)
 
     def withdraw(self, outgoing: Outgoing) -> None:
@@ -371,7 +382,8 @@ class LaneSender:
             assert isinstance(outgoing, OutgoingRequest)
             self._waiting[seq] = outgoing
         message = outgoing.message
-        return encode_message(seq, message.id, message.type, message.payload, wants_ack, message.timestamp)
+        redeliver = message.delivery is Delivery.REDELIVER
+        return encode_message(seq, message.id, message.type, message.payload, wants_ack, message.timestamp, redeliver)
 
     def _admit(self) -> None:
         """Move blocked messages into the outbox, in order, as far as there is room."""
@@ -441,12 +453,8 @@ class LaneSender:
 
     def refuse_larger(self, limit: int) -> None:
         """Settle as failed what waits with a payload over the limit: this peer accepts less than the last one, or than we do."""
-        for queue in (self._outbox, self._blocked):
-            for outgoing in queue.entries():
-                size = len(outgoing.message.payload)
-                if size > limit:
-                    queue.withdraw(outgoing)
-                    outgoing.settle(OutgoingState.FAILED, partial(PayloadTooLarge, size, limit))
+        for outgoing in self._outbox.take_larger(limit) + self._blocked.take_larger(limit):
+            outgoing.settle(OutgoingState.FAILED, partial(PayloadTooLarge, len(outgoing.message.payload), limit))
         self._admit()
 
     def fail_queued(self, error: ErrorFactory) -> None:

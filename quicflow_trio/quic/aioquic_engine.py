@@ -328,6 +328,11 @@ class AioquicEngine:
         return None if event is None else self._translate_end(event)
 
     @property
+    def last_word(self) -> list[tuple[bytes, Address]]:
+        """The packets that told the peer of `close`; empty when they have not left."""
+        return self._close_datagrams
+
+    @property
     def rtt(self) -> float | None:
         """Smoothed round-trip time in seconds; None before the first sample."""
         loss = self._core._loss

@@ -14,7 +14,6 @@ ends in a `ConnectionEnded` event and a close packet among the datagrams.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -220,6 +219,10 @@ class Engine(Protocol):
     @property
     def ended(self) -> ConnectionEnded | None:
         """Why the connection ends, known as soon as `closing` is true; the event of the same content follows later."""
+
+    @property
+    def last_word(self) -> list[tuple[bytes, Address]]:
+        """The packets that told the peer of `close`, to be sent again while it goes on sending; empty when they have not left."""
 
     @property
     def rtt(self) -> float | None:

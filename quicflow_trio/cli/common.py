@@ -1,0 +1,272 @@
+"""What the commands share: exit codes, options, logging, signals, and text that is safe on a terminal."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import trio
+from cyclopts import Parameter
+
+from ..background import open_background
+from ..config import TLSConfig
+from ..errors import (
+    AckTimeout,
+    ConfigurationError,
+    ConnectionClosed,
+    ConnectionLost,
+    ConnectionRefused,
+    PayloadTooLarge,
+    QuicFlowError,
+    SessionReplaced,
+)
+
+if TYPE_CHECKING:
+    from cyclopts import Token
+
+    from ..client import Client
+
+__all__ = [
+    "DEFAULT_PORT",
+    "Address",
+    "AddressArgument",
+    "ClientTLS",
+    "CommandFailed",
+    "ExitCode",
+    "Flag",
+    "JsonFlag",
+    "LogLevel",
+    "Seconds",
+    "configure_logging",
+    "exit_code",
+    "explain",
+    "first_of",
+    "shown",
+    "until_signalled",
+    "wait_connected",
+]
+
+DEFAULT_PORT = 8474
+
+
+class ExitCode(enum.IntEnum):
+    """What the process says to the shell."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NO_CONNECTION = 3
+    TIMEOUT = 4
+    INTERRUPTED = 130
+
+
+class CommandFailed(Exception):
+    """A command cannot go on; the message is for the user.
+
+    Attributes:
+        code: the exit code.
+    """
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code(exc: BaseException) -> ExitCode:
+    """Return the exit code of an error."""
+    match exc:
+        case CommandFailed():
+            return exc.code
+        case ConfigurationError() | PayloadTooLarge():
+            return ExitCode.USAGE
+        case ConnectionRefused() | SessionReplaced() | ConnectionLost() | ConnectionClosed():
+            return ExitCode.NO_CONNECTION
+        case AckTimeout():
+            return ExitCode.TIMEOUT
+        case _:
+            return ExitCode.FAILED
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server is.
+
+    Attributes:
+        host: its name or address.
+        port: its UDP port.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Return the address in ``HOST``, ``HOST:PORT``, ``[IPV6]`` or ``[IPV6]:PORT``.
+
+    Raises:
+        ValueError: there is no host, or the port is no number from 1 to 65,535.
+    """
+    if text.count(":") > 1 and not text.startswith("["):
+        return Address(text, DEFAULT_PORT)
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r}: expected [ADDRESS] or [ADDRESS]:PORT")
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = text.partition(":")
+    if not host:
+        raise ValueError(f"{text!r}: expected HOST or HOST:PORT")
+    if not colon:
+        return Address(host, DEFAULT_PORT)
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
+        raise ValueError(f"port {port!r}: expected a whole number from 1 to 65535")
+    return Address(host, int(port))
+
+
+def _convert_address(_type: object, tokens: tuple[Token, ...]) -> Address:
+    return parse_address(tokens[0].value)
+
+
+def _check_level(_type: object, value: str) -> None:
+    if value.lower() not in LEVELS:
+        raise ValueError(f"{value!r} is none of {', '.join(LEVELS)}")
+
+
+def _check_seconds(_type: object, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value:g}: expected more than 0 seconds")
+
+
+AddressArgument = Annotated[Address, Parameter(name="HOST[:PORT]", converter=_convert_address, n_tokens=1, accepts_keys=False)]
+Seconds = Annotated[float, Parameter(validator=_check_seconds)]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
+LogLevel = Annotated[str, Parameter(env_var="LOG_LEVEL", validator=_check_level)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class ClientTLS:
+    """How a client verifies the server and shows who it is.
+
+    Attributes:
+        ca: certificates of the authority to trust, PEM; without it the public authorities.
+        insecure: do not verify the server. For experiments on one machine only.
+        server_name: name that the server's certificate must carry, where it is not the host.
+        cert: certificate to show to the server, PEM.
+        key: its private key, PEM.
+    """
+
+    ca: Path | None = None
+    insecure: Flag = False
+    server_name: str | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def config(self) -> TLSConfig:
+        """Return the settings for `open_client`.
+
+        Raises:
+            ConfigurationError: a file does not exist, or one of ``cert`` and ``key`` is missing.
+            CommandFailed: the options contradict each other.
+        """
+        if self.insecure and self.ca is not None:
+            raise CommandFailed(ExitCode.USAGE, "--ca and --insecure contradict each other: give one of them")
+        return TLSConfig.client(
+            self.ca, server_name=self.server_name, insecure=self.insecure, cert_file=self.cert, key_file=self.key
+        )
+
+
+# -- logging -----------------------------------------------------------------------------------------------------------
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
+
+
+def configure_logging(level: str) -> None:
+    """Log as text to stderr from this level on (a key of ``LEVELS``, in any case)."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=LEVELS[level.lower()],
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+async def until_signalled(body: Callable[[], Awaitable[int]]) -> int:
+    """Run ``body`` and return its exit code; SIGINT or SIGTERM cancels it, and the code is the shell's: 128 + the number.
+
+    Signals are watched for, and not left to KeyboardInterrupt, which would come out of whatever task runs, in an ExceptionGroup.
+    Only the first is: a second one kills a program whose clean-up hangs.
+    """
+    caught: list[int] = []
+    async with open_background() as nursery:
+        with trio.CancelScope() as scope:
+
+            async def watch(task_status: trio.TaskStatus[None]) -> None:
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    task_status.started()
+                    caught.append(await anext(signals))
+                scope.cancel()
+
+            await nursery.start(watch)
+            return await body()
+    return 128 + caught[0]
+
+
+async def first_of(*functions: Callable[[], Awaitable[object]]) -> None:
+    """Run these side by side until one returns; the others are cancelled."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(function: Callable[[], Awaitable[object]]) -> None:
+            await function()
+            nursery.cancel_scope.cancel()
+
+        for function in functions:
+            nursery.start_soon(run, function)
+
+
+async def wait_connected(client: Client, address: Address, timeout: float) -> None:
+    """Wait until the client is connected, for at most ``timeout`` seconds.
+
+    Raises:
+        CommandFailed: it is not by then, or it was refused; exit code `ExitCode.NO_CONNECTION`.
+    """
+    try:
+        with trio.fail_after(timeout):
+            await client.wait_connected()
+    except trio.TooSlowError:
+        reasons = [change.reason for change in client.statistics().history if change.reason]
+        detail = f" (last attempt: {shown(reasons[-1])})" if reasons else ""
+        raise CommandFailed(ExitCode.NO_CONNECTION, f"no connection to {address} within {timeout:g} s{detail}") from None
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
+SHOWN_CHARACTERS = 2000
+
+
+def shown(text: str | bytes) -> str:
+    """Return text of a peer for a terminal: control characters escaped, so that it cannot move the cursor; long text is cut."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="backslashreplace")
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
+
+
+def explain(error: QuicFlowError | trio.TooSlowError) -> str:
+    """Return an error as one phrase: its kind, and what it says."""
+    return f"{type(error).__name__}: {shown(str(error))}"

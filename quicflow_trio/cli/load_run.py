@@ -1,0 +1,220 @@
+"""The load generator: many clients, each with a number of tasks that send, wait and send again.
+
+It shares a core or two with what it measures, so its loop does little beside the call: two readings of the clock, one store into an
+array made beforehand, one step of a counter.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from array import array
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import final
+
+import trio
+
+from ..client import Client, open_client
+from ..config import TLSConfig
+from ..errors import QuicFlowError
+from ..message import Message, MessageType
+from .common import Address, wait_connected
+
+__all__ = ["Load", "Report", "Run", "percentile"]
+
+CONNECTING = 32
+"""Clients that connect at a time: more would only measure how handshakes queue for one core."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What to do.
+
+    Attributes:
+        clients: how many clients.
+        messages: how many messages, all clients together.
+        depth: messages that each client has under way at a time.
+        payload: what each carries.
+        type: what they are.
+        one_way: wait for receipts instead of answers.
+        id: the clients' ids start with this.
+        timeout: seconds for the connections, and for each answer.
+    """
+
+    clients: int
+    messages: int
+    depth: int
+    payload: bytes
+    type: MessageType
+    one_way: bool
+    id: str
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of it.
+
+    Attributes:
+        plan: what was asked for.
+        completed: messages answered (one way: received and kept by the server).
+        seconds: from the first message to the last answer.
+        latencies: of the messages answered, sorted, seconds.
+        connects: how long each client took from its opening to its connection, sorted, seconds.
+        errors: messages that were not answered, by the error's type.
+    """
+
+    plan: Load
+    completed: int
+    seconds: float
+    latencies: Sequence[float]
+    connects: Sequence[float]
+    errors: dict[str, int]
+
+    @property
+    def messages_per_second(self) -> float:
+        """Messages answered per second."""
+        return self.completed / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def latency_ms(self) -> dict[str, float | None]:
+        """Latency in milliseconds at some percentiles; None when nothing was answered."""
+        return _in_ms(self.latencies, {"P50": 0.5, "P95": 0.95, "P99": 0.99, "max": 1.0})
+
+    @property
+    def connect_ms(self) -> dict[str, float | None]:
+        """Time to connect in milliseconds, the median and the longest."""
+        return _in_ms(self.connects, {"P50": 0.5, "max": 1.0})
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as what `json.dumps` takes."""
+        plan = self.plan
+        return {
+            "clients": plan.clients,
+            "messages": plan.messages,
+            "depth": plan.depth,
+            "size": len(plan.payload),
+            "type": plan.type.name.lower(),
+            "one_way": plan.one_way,
+            "completed": self.completed,
+            "seconds": self.seconds,
+            "messages_per_second": self.messages_per_second,
+            "latency_ms": {name.lower(): value for name, value in self.latency_ms.items()},
+            "connect_ms": {name.lower(): value for name, value in self.connect_ms.items()},
+            "errors": self.errors,
+        }
+
+
+def _in_ms(ordered: Sequence[float], shares: dict[str, float]) -> dict[str, float | None]:
+    return {name: percentile(ordered, share) * 1000 if ordered else None for name, share in shares.items()}
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least ``share`` (0 to 1) of the sorted values do not exceed (nearest rank)."""
+    return ordered[max(math.ceil(len(ordered) * share) - 1, 0)]
+
+
+@final
+class Run:
+    """One run of a `Load` against a server.
+
+    Attributes:
+        plan: what to do.
+        connected: clients connected so far.
+    """
+
+    def __init__(self, plan: Load, target: Address, tls: TLSConfig) -> None:
+        self.plan = plan
+        self.connected = 0
+        self._target = target
+        self._tls = tls
+        self._go = trio.Event()
+        # Shared by all workers: taking the next number is one C call and no lock, since only one task runs at a time.
+        self._numbers = iter(range(plan.messages))
+        # Not answered is NaN.
+        self._latencies = array("d", [math.nan]) * plan.messages
+        self._connects: list[float] = []
+        self._errors: Counter[str] = Counter()
+        self._began = self._finished = 0.0
+
+    @property
+    def started(self) -> bool:
+        """True when all clients are connected and messages flow."""
+        return self._go.is_set()
+
+    @property
+    def taken(self) -> int:
+        """Messages that were begun."""
+        return self.plan.messages - operator.length_hint(self._numbers)
+
+    async def run(self) -> Report:
+        """Connect, send everything, and report.
+
+        Raises:
+            CommandFailed: a client was not connected in time.
+            QuicFlowError: a client was refused.
+        """
+        connecting = trio.CapacityLimiter(CONNECTING)
+        # Ids of a second generator on the same server must differ: the newest connection of an id wins.
+        prefix = f"{self.plan.id}-{os.getpid()}"
+        async with trio.open_nursery() as nursery:
+            for number in range(self.plan.clients):
+                nursery.start_soon(self._client, f"{prefix}-{number}", connecting)
+        latencies = sorted(value for value in self._latencies if value == value)
+        return Report(
+            plan=self.plan,
+            completed=len(latencies),
+            seconds=max(self._finished - self._began, 0.0),
+            latencies=latencies,
+            connects=sorted(self._connects),
+            errors=dict(self._errors.most_common()),
+        )
+
+    async def _client(self, client_id: str, connecting: trio.CapacityLimiter) -> None:
+        plan, target = self.plan, self._target
+        async with AsyncExitStack() as stack:
+            async with connecting:
+                began = perf_counter()
+                manager = open_client(target.host, target.port, client_id=client_id, tls=self._tls)
+                client = await stack.enter_async_context(manager)
+                await wait_connected(client, target, plan.timeout)
+                self._connects.append(perf_counter() - began)
+            self.connected += 1
+            if self.connected == plan.clients:
+                self._began = perf_counter()
+                self._go.set()
+            await self._go.wait()
+            exchange = partial(_send if plan.one_way else _request, client, plan)
+            async with trio.open_nursery() as nursery:
+                for _ in range(plan.depth):
+                    nursery.start_soon(self._work, exchange)
+            # The last client to get here leaves the time that counts; saying goodbye is not part of it.
+            self._finished = perf_counter()
+
+    async def _work(self, exchange: Callable[[], Awaitable[object]]) -> None:
+        latencies = self._latencies
+        for number in self._numbers:
+            began = perf_counter()
+            try:
+                await exchange()
+            except QuicFlowError as exc:
+                self._errors[type(exc).__name__] += 1
+                # Most errors are raised at once: without a pause, this task would run through all messages that are left.
+                await trio.lowlevel.checkpoint()
+            else:
+                latencies[number] = perf_counter() - began
+
+
+def _request(client: Client, plan: Load) -> Awaitable[object]:
+    return client.request(Message(plan.type, plan.payload), ack_timeout=plan.timeout)
+
+
+async def _send(client: Client, plan: Load) -> None:
+    sent = await client.send(Message(plan.type, plan.payload))
+    await sent.delivered()

@@ -1,0 +1,114 @@
+"""`quicflow serve`: a server to try clients against."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+from cyclopts import App, Parameter, validators
+
+from ..config import TLSConfig
+from ..message import MessageType
+from ..observe.logs import printable
+from ..router import Request, Router
+from ..server import Server
+from ..server import serve as run_server
+from .common import DEFAULT_PORT, Address, CommandFailed, ExitCode, Flag, JsonFlag, LogLevel, configure_logging, first_of
+from .stdin import read_all
+
+__all__ = ["app"]
+
+log = logging.getLogger(__name__)
+
+EPILOGUE = """The first Ctrl-C or SIGTERM drains: no new client, clients are told, handlers
+may end within --grace. A second one stops at once.
+
+Exit codes: 0 stopped as asked, 1 the port cannot be bound,
+2 usage (a certificate is missing or does not fit).
+
+Examples:
+  quicflow certs && quicflow serve
+  quicflow serve --host 0.0.0.0 --client-ca certs/ca.pem
+  quicflow serve --port 0 --json --until-eof   (for scripts: read the port,
+                                                close the pipe to stop it)
+"""
+
+app = App(name="serve", help_epilogue=EPILOGUE)
+
+
+def make_router() -> Router:
+    """Return the handlers of the server."""
+    router = Router()
+
+    @router.on(MessageType.COMMAND)
+    async def upper(request: Request) -> bytes:
+        return request.message.payload.upper()
+
+    @router.on(MessageType.QUERY)
+    async def echo(request: Request) -> bytes:
+        return request.message.payload
+
+    @router.on(MessageType.EVENT)
+    async def take(request: Request) -> None:
+        if log.isEnabledFor(logging.INFO):
+            text = request.message.payload.decode(errors="backslashreplace")
+            log.info("event from %s: %s", printable(request.message.sender), printable(text))
+
+    return router
+
+
+@app.default
+async def serve(
+    *,
+    cert: Path = Path("certs/server.pem"),
+    key: Path = Path("certs/server.key"),
+    client_ca: Path | None = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
+    grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
+    until_eof: Flag = False,
+    log_level: LogLevel = "info",
+    json_output: JsonFlag = False,
+) -> int:
+    """Run a server that echoes queries, answers commands in upper case and logs events.
+
+    Args:
+        cert: the server's certificate chain, PEM.
+        key: its private key, PEM.
+        client_ca: admit only clients with a certificate of this authority, PEM.
+        host: address to listen on. Beyond this machine anyone who reaches the port can connect, unless --client-ca is given.
+        port: UDP port; 0 takes a free one.
+        grace: how long a drain lets running handlers go on, seconds.
+        until_eof: drain also when standard input ends, so that a server does not outlive the script that started it.
+        log_level: debug, info, warning, error or off; logs go to standard error.
+        json_output: print one JSON object with host and port once the server listens.
+    """
+    configure_logging(log_level)
+    _check_files(cert, key, client_ca)
+    tls = TLSConfig.server(cert, key, client_ca=client_ca)
+    # Watched from before the announcement: a script may send its signal right after it.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server: Server = await nursery.start(partial(run_server, make_router(), host=host, port=port, tls=tls))
+            address = Address(*server.address)
+            if json_output:
+                print(json.dumps({"host": address.host, "port": address.port}), flush=True)
+            else:
+                print(f"listening on {address}; Ctrl-C stops", flush=True)
+            await first_of(partial(anext, signals), *([read_all] if until_eof else []))
+            log.info("draining for at most %g s", grace)
+            await first_of(partial(server.drain, grace=grace), partial(anext, signals))
+            await server.aclose()
+    return ExitCode.OK
+
+
+def _check_files(cert: Path, key: Path, client_ca: Path | None) -> None:
+    for file in (cert, key, client_ca):
+        if file is not None and not file.is_file():
+            hint = "hint: `quicflow certs` makes certificates in ./certs, where `quicflow serve` looks for them"
+            raise CommandFailed(ExitCode.USAGE, f"{file}: no such file\n{hint}")
