@@ -1,13 +1,15 @@
-"""A messaging backbone for Trio programs, over QUIC.
+r"""A messaging backbone for Trio programs, over QUIC.
 
 Layers; imports point left only::
 
-    errors, config, observe <- wire <- message, protocol \\
+    errors, config, observe <- wire <- message, protocol \
                                                            link, connection, dispatch, peer <- client, server <- testing <- cli
     errors, config          <- quic <- net               /
 
 ``wire``, ``protocol`` and ``quic`` do no IO: bytes and ``now`` in, bytes and events out. ``net`` knows engines, not messages.
 """
+
+from __future__ import annotations
 
 from .broadcast import BroadcastReport
 from .client import Client, ClientState, ClientStatistics, StateChange, open_client

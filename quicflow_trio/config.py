@@ -23,9 +23,7 @@ def _check(owner: object, name: str, low: float, high: float, *, whole: bool = F
     kind = "a whole number" if whole else "a number"
     accepted = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, accepted) or not low <= value <= high:
-        raise ConfigurationError(
-            f"{type(owner).__name__}.{name} = {value!r}: expected {kind} from {low:,} to {high:,}"
-        )
+        raise ConfigurationError(f"{type(owner).__name__}.{name} = {value!r}: expected {kind} from {low:,} to {high:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from .protocol.lane_sender import LaneSender
+from .protocol.pings import PingBudget
 from .protocol.state import CloseCode, ConnectionState, check_control_frame
 from .quic.engine import (
     ConnectionEnded,
@@ -133,6 +134,7 @@ class Connection:
         self._receivers_pending: dict[LaneReceiver, None] = {}
         self._pings: dict[int, float] = {}
         self._ping_number = 0
+        self._ping_budget = PingBudget(now)
         self._said_goodbye = False
         # False once the peer has asked, unasked itself, that nothing new be started; its answer to our own goodbye does not ask that.
         self._may_start = True
@@ -338,7 +340,9 @@ class Connection:
     def _control_frame(self, frame: object) -> None:
         if isinstance(frame, PingFrame):
             self.last_ping = self.last_heard
-            self._send_control(PongFrame(frame.number))
+            # A peer that reads no pongs must not make us hold them.
+            if self._ping_budget.take(self.last_heard) and self.engine.unsent(CONTROL_STREAM) < CONTROL_FRAME_LIMIT:
+                self._send_control(PongFrame(frame.number))
         elif isinstance(frame, PongFrame):
             self.last_ping = self.last_heard
             sent = self._pings.pop(frame.number, None)
@@ -490,5 +494,3 @@ class Connection:
     def _nothing_on_the_wire(self) -> bool:
         """Return True when the peer has confirmed every message that was written, and none waits that may still be written."""
         return not any(lane.unreceipted or (lane.unwritten and self._may_start) for lane in self._senders.values())
-
-

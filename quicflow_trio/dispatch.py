@@ -216,7 +216,7 @@ class Dispatcher:
                 try:
                     with trio.CancelScope() as worker.scope:
                         more = await self._work_in_scope(worker)
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001  any failure of a handler is an answer to its sender
                     # A handler's nursery can mix its error with the cancellation; the scope leaves the error over.
                     self._fail(worker, exc)
                 if worker.incoming is not None:
@@ -275,7 +275,7 @@ class Dispatcher:
         )
         try:
             result = await route.handler(Request(message, self._peer, frame.redelivered))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  any failure of a handler is an answer to its sender
             self._fail(worker, exc)
         else:
             if result is None:

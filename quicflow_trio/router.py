@@ -49,11 +49,11 @@ class Route(NamedTuple):
 class Router:
     """Handlers by message type. One router may serve any number of servers and clients::
 
-        router = Router()
+    router = Router()
 
-        @router.on(MessageType.COMMAND)
-        async def command(request: Request) -> bytes:
-            return request.message.payload.upper()
+    @router.on(MessageType.COMMAND)
+    async def command(request: Request) -> bytes:
+        return request.message.payload.upper()
     """
 
     def __init__(self) -> None:

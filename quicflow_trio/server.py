@@ -283,7 +283,7 @@ class Server:
             return
         config = self._config
         try:
-            terms = check_hello(hello, config.limits, config.heartbeat_interval)
+            terms = check_hello(hello, config.heartbeat_interval)
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
@@ -391,6 +391,7 @@ async def serve(
         tls: made by `TLSConfig.server`.
         config: see `ServerConfig`.
         network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` in tests.
+        task_status: Trio's; `trio.Nursery.start` passes it and returns the `Server` once it listens.
 
     Returns after `Server.aclose` or a finished `Server.drain`. Cancelled, it tells every client and cancels their handlers.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar, final
 
-from trio_util import AsyncValue
+from trio_util import AsyncValue  # type: ignore[attr-defined]  # the package has no py.typed
 
 __all__ = ["Observable"]
 

@@ -85,7 +85,7 @@ def make_hello(client_id: str, limits: Limits) -> Hello:
     )
 
 
-def check_hello(hello: Hello, limits: Limits, heartbeat_interval: float) -> Terms:
+def check_hello(hello: Hello, heartbeat_interval: float) -> Terms:
     """Check a client's hello and return the terms for what we send to it.
 
     Raises:

@@ -257,7 +257,8 @@ class LaneReceiver:
         return self.released + self._reader.partial + window
 
     def detach(self) -> None:
-        """Forget the connection: handlers go on, their acks have nowhere to go."""
+        """Forget the connection: handlers go on, their acks have nowhere to go, a frame that has begun will not be completed."""
         self.attached = False
+        self.released += self._reader.partial
         self._acks.clear()
         self.ack_bytes = 0

@@ -86,4 +86,6 @@ def check_control_frame(frame: object, state: ConnectionState, *, from_client: b
         if state is ConnectionState.HELLO:
             wanted = "a hello" if from_client else "a welcome"
             raise RemoteProtocolError(f"the first frame of the {sender} must be {wanted}, not {type(frame).__name__}")
-        raise RemoteProtocolError(f"{type(frame).__name__} from the {sender} is not allowed on the control stream in {state.name}")
+        raise RemoteProtocolError(
+            f"{type(frame).__name__} from the {sender} is not allowed on the control stream in {state.name}"
+        )

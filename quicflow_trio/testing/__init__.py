@@ -8,12 +8,16 @@ Virtual time is Trio's own: pytest-trio's ``autojump_clock`` fixture, or ``trio.
             assert ack.result == b"rebooting"
 """
 
+from __future__ import annotations
+
 from .determinism import seeded
 from .network import MemoryNetwork, NetworkStatistics, SentDatagram
+from .pair import EnginePair
 from .tls import throwaway_tls
 from .world import World, echo_router, open_world
 
 __all__ = [
+    "EnginePair",
     "MemoryNetwork",
     "NetworkStatistics",
     "SentDatagram",

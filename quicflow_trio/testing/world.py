@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-
 from ..background import open_background
 from ..client import Client, open_client
 from ..config import ClientConfig, ServerConfig
@@ -46,7 +44,7 @@ def echo_router() -> Router:
     async def echo(request: Request) -> bytes:
         return request.message.payload
 
-    async def take(request: Request) -> None:
+    async def take(_: Request) -> None:
         return None
 
     router.add(Message.command().type, echo)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import heapq
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,9 +20,9 @@ from quicflow_trio.quic.certificates import CertificateAndKey
 from quicflow_trio.quic.engine import EngineEvent, StreamData
 from quicflow_trio.quic.hardened import HardenedConnection
 from quicflow_trio.quic.tls import TLSContext
+from quicflow_trio.testing.pair import CLIENT, EnginePair
 
 ALPN = ("quicflow/2",)
-CLIENT, SERVER = ("client", 1), ("server", 1)
 WINDOW = 64 * 1024
 WINDOWS = Windows(stream_in=WINDOW, stream_out=WINDOW, connection=1024 * 1024, streams=16)
 NOW = datetime.datetime.now(datetime.UTC)
@@ -95,74 +93,11 @@ def make_server(tls: TLSContext, odcid: bytes, *, stock: bool = False, **options
     return AioquicEngine(cast(HardenedConnection, core))
 
 
-@dataclass
-class Pair:
-    """A client, a server and the datagrams between them. Bounded: a livelock fails instead of hanging."""
+class Pair(EnginePair):
+    """An `EnginePair` of engines on aioquic, into which packets can be forged."""
 
     client: AioquicEngine
     server: AioquicEngine
-    delay: float = 0.01
-    loss: float = 0.0
-    seed: int = 0
-    now: float = 1.0
-    drop: Callable[[bool, bytes], bool] | None = None
-    client_events: list[EngineEvent] = field(default_factory=list)
-    server_events: list[EngineEvent] = field(default_factory=list)
-    trace: list[tuple[float, bool, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._random = random.Random(self.seed)
-        self._air: list[tuple[float, int, bool, bytes]] = []
-        self._sent = 0
-        self.on_round: Callable[[], None] | None = None
-
-    def transmit(self) -> None:
-        for to_server, engine in ((True, self.client), (False, self.server)):
-            for data, _addr in engine.datagrams_to_send(self.now):
-                self.trace.append((self.now, to_server, len(data)))
-                lost = self._random.random() < self.loss or (self.drop is not None and self.drop(to_server, data))
-                if not lost:
-                    self._sent += 1
-                    heapq.heappush(self._air, (self.now + self.delay, self._sent, to_server, data))
-
-    def run(self, seconds: float = 5.0, until: Callable[[], bool] | None = None, *, rounds: int = 50_000) -> None:
-        end = self.now + seconds
-        for _ in range(rounds):
-            self.transmit()
-            self.collect()
-            if self.on_round is not None:
-                self.on_round()
-            if until is not None and until():
-                return
-            times = [t for t in (self.client.get_timer(), self.server.get_timer()) if t is not None]
-            times += [self._air[0][0]] if self._air else []
-            if not times or min(times) > end:
-                self.now = end
-                return
-            self.now = max(self.now, min(times))
-            self._deliver()
-        raise AssertionError(f"no end after {rounds} rounds, at {self.now}")
-
-    def _deliver(self) -> None:
-        while self._air and self._air[0][0] <= self.now:
-            _, _, to_server, data = heapq.heappop(self._air)
-            if to_server:
-                self.server.receive_datagram(data, CLIENT, self.now)
-            else:
-                self.client.receive_datagram(data, SERVER, self.now)
-        for engine in (self.client, self.server):
-            timer = engine.get_timer()
-            if timer is not None and timer <= self.now:
-                engine.handle_timer(self.now)
-
-    def collect(self) -> None:
-        self.client_events += self.client.next_events()
-        self.server_events += self.server.next_events()
-
-    def handshake(self) -> Pair:
-        self.client.connect(SERVER, self.now)
-        self.run(1.0)
-        return self
 
     def inject(self, payload: bytes, packet_type: QuicPacketType = QuicPacketType.ONE_RTT) -> None:
         """Encrypt frames with the client's keys and hand them to the server."""

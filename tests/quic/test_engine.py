@@ -20,8 +20,9 @@ from quicflow_trio.quic.engine import (
     StreamStopped,
 )
 from quicflow_trio.quic.tls import is_certificate_alert
+from quicflow_trio.testing.pair import CLIENT, SERVER
 from tests.quic.conftest import PairMaker
-from tests.quic.harness import CLIENT, SERVER, WINDOW, Files, Pair, core_of, make_client, make_server, only, packet, received
+from tests.quic.harness import WINDOW, Files, Pair, core_of, make_client, make_server, only, packet, received
 
 PING = b"\x01\0\0\0"
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from quicflow_trio.quic.engine import HandshakeCompleted
 from quicflow_trio.quic.routing import CONNECTION_ID_LENGTH, Header, RoutingTable, parse_header, version_negotiation
+from quicflow_trio.testing.pair import CLIENT, SERVER
 from tests.quic.conftest import PairMaker
-from tests.quic.harness import CLIENT, SERVER, Files, make_client, make_server, only
+from tests.quic.harness import Files, make_client, make_server, only
 
 V2 = 0x6B3343CF
 ID, SOURCE = b"12345678", b"abcdefgh"

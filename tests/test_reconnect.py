@@ -1,0 +1,42 @@
+"""Backoff: the waits between two attempts."""
+
+from __future__ import annotations
+
+import pytest
+
+from quicflow_trio.reconnect import Backoff
+
+
+def delays(backoff: Backoff, count: int = 9) -> list[float]:
+    return [backoff.next_delay() for _ in range(count)]
+
+
+def test_waits_double_up_to_the_maximum() -> None:
+    assert delays(Backoff(1, 60, 0)) == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_connection_that_stood_starts_it_over() -> None:
+    backoff = Backoff(1, 60, 0)
+    delays(backoff)
+    backoff.reset()
+    assert delays(backoff, 3) == [1, 2, 4]
+
+
+def test_jitter_only_shortens_and_by_no_more_than_its_share() -> None:
+    # A wait longer than the maximum would break the promise to be back within it.
+    for wait, full in zip(delays(Backoff(1, 60, 0.2, seed=3), 200), delays(Backoff(1, 60, 0), 200), strict=True):
+        assert full * 0.8 <= wait <= full
+
+
+def test_one_seed_gives_one_series_and_two_seeds_two() -> None:
+    assert delays(Backoff(1, 60, 0.2, seed=7)) == delays(Backoff(1, 60, 0.2, seed=7))
+    assert delays(Backoff(1, 60, 0.2, seed=7)) != delays(Backoff(1, 60, 0.2, seed=8))
+
+
+def test_without_a_seed_two_clients_do_not_wait_alike() -> None:
+    assert delays(Backoff(1, 60, 0.2)) != delays(Backoff(1, 60, 0.2))
+
+
+@pytest.mark.parametrize("initial", [0.001, 60.0])
+def test_the_first_wait_is_the_initial_one(initial: float) -> None:
+    assert Backoff(initial, 60, 0).next_delay() == initial
