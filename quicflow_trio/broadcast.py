@@ -11,6 +11,7 @@ import trio
 
 from .errors import AckTimeout, ClientNotConnected, HandlerFailed, QuicFlowError, SlowConsumer
 from .message import Ack, AckStatus, Message
+from .peer import check_ack_timeout
 from .protocol.lane_sender import Outgoing, OutgoingRequest
 from .sessions import Session
 
@@ -70,6 +71,10 @@ async def broadcast(
     connected: Mapping[str, Session], message: Message, *, to: Iterable[str] | None, ack_timeout: float | None
 ) -> BroadcastReport:
     """Send one message, under one id, on the default lane of many sessions; see `Server.broadcast`."""
+    if isinstance(to, str):
+        raise TypeError(f"to = {to!r}: expected client ids, not one string")
+    if ack_timeout is not None:
+        check_ack_timeout(ack_timeout)
     await trio.lowlevel.checkpoint()
     failed: dict[str, QuicFlowError] = {}
     targets = _targets(connected, to, failed)

@@ -370,5 +370,6 @@ async def open_client(
                     client._end(partial(ConnectionClosed, "the client was closed"))
     finally:
         client._set_state(ClientState.IDLE, "closed")
+        client._link.release()
     if client._refusal is not None and not client._refusal_seen:
         raise client._refusal()

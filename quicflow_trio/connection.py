@@ -171,6 +171,8 @@ class Connection:
         self.state = ConnectionState.CLOSED
         for lane in self._receivers.values():
             lane.detach()
+            if self.link is not None:
+                self.link.account(lane)
         self._senders_pending.clear()
         self._receivers_pending.clear()
         if self._quiet is not None:
@@ -242,6 +244,10 @@ class Connection:
         if self.goodbye is not None and not self._said_goodbye and self._nothing_on_the_wire():
             self.say_goodbye(CloseCode.NORMAL, "nothing of mine is on the wire")
         if self._control_out:
+            if self.engine.unsent(CONTROL_STREAM) > CONTROL_FRAME_LIMIT:
+                # A peer that pings and never reads the pongs.
+                self.close(CloseCode.SLOW_CONSUMER, "the control stream is not read")
+                return
             self._write(CONTROL_STREAM, b"".join(self._control_out))
             self._control_out.clear()
 

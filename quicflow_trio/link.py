@@ -30,6 +30,7 @@ class Link:
 
     Attributes:
         lanes: the lanes this side has opened, by name; the default lane has the empty name.
+        peers: what users send on each of them through, by name.
         share: this session's part of the waiting table.
         deadlines: where ack deadlines stand.
         ack_timeout: default of `Peer.request`, seconds.
@@ -59,6 +60,7 @@ class Link:
         self._payload_limit = limits.payload
         self._earlier_bytes = (0, 0)
         self.lanes = {"": LaneSender("", limits.outbox_bytes)}
+        self.peers: dict[str, Peer] = {}
         self.share = WaitingShare(table)
         self.deadlines = deadlines
         self.ack_timeout = config.ack_timeout
@@ -70,6 +72,7 @@ class Link:
     def serve(self, peer: Peer, nursery: trio.Nursery) -> None:
         """Run handlers in this nursery, with ``peer`` as what they get to answer through."""
         config = self._config
+        self.peers[""] = peer
         self.dispatcher = Dispatcher(
             self._router,
             peer=peer,
@@ -150,6 +153,11 @@ class Link:
     def account(self, lane: LaneReceiver) -> None:
         """Bring the bytes held for handlers up to date."""
         self.held_bytes += self._budget.account(lane)
+
+    def release(self) -> None:
+        """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
+        self._budget.held -= self.held_bytes
+        self.held_bytes = 0
 
     def window(self) -> int:
         """Return the credit window for a lane at the moment, bytes."""

@@ -19,7 +19,7 @@ from .message import Ack, AckStatus, Message
 from .protocol.handshake import check_lane_name
 from .protocol.lane_sender import LaneSender, Outgoing, OutgoingRequest, OutgoingState
 
-__all__ = ["Peer", "PeerStatistics", "Sent"]
+__all__ = ["Peer", "PeerStatistics", "Sent", "check_ack_timeout"]
 
 YIELD_AFTER = 64
 """Messages that one lane takes from senders who never wait before it makes one yield to the other tasks."""
@@ -143,7 +143,9 @@ class Peer:
         try:
             if outgoing.state is OutgoingState.BLOCKED:
                 await _park(outgoing)
-            await self._link.opened.wait()
+            # Not once the message may have left: a cancellation that comes then is for the caller's next checkpoint.
+            if not self._link.opened.is_set():
+                await self._link.opened.wait()
         except BaseException:
             outgoing.lane.withdraw(outgoing)
             raise
@@ -184,7 +186,7 @@ class Peer:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         link = self._link
-        timeout = _check_ack_timeout(link.ack_timeout if ack_timeout is None else ack_timeout)
+        timeout = check_ack_timeout(link.ack_timeout if ack_timeout is None else ack_timeout)
         with OutgoingRequest(self._lane, message, link.share, link.deadlines) as request:
             link.submit(request)
             if timeout != math.inf:
@@ -210,15 +212,15 @@ class Peer:
             ConfigurationError: the name is longer than 128 bytes or not printable.
         """
         link = self._link
-        sender = link.lanes.get(name)
-        if sender is None:
+        peer = link.peers.get(name)
+        if peer is None:
             problem = check_lane_name(name)
             if problem is not None:
                 raise ConfigurationError(f"lane name {problem}")
             if len(link.lanes) >= link.lane_limit:
                 raise LaneLimitReached(f"{len(link.lanes)} lanes are open already, the limit is {link.lane_limit}")
-            sender = link.add_lane(name)
-        return Peer(link, sender)
+            peer = link.peers[name] = Peer(link, link.add_lane(name))
+        return peer
 
     def statistics(self) -> PeerStatistics:
         """Return the session's figures, all lanes together."""
@@ -241,7 +243,12 @@ class Peer:
         )
 
 
-def _check_ack_timeout(timeout: float) -> float:
+def check_ack_timeout(timeout: float) -> float:
+    """Return ``timeout`` if it is a time to wait, seconds.
+
+    Raises:
+        ConfigurationError: it is zero, negative or not a number.
+    """
     if timeout > 0:
         return timeout
     raise ConfigurationError(f"ack_timeout = {timeout!r}: expected more than 0 seconds")

@@ -136,6 +136,9 @@ class Server:
 
         Never waits for one slow client: a full outbox is a `SlowConsumer` in ``failed``. Cancellation leaves no waiter behind; what
         was queued by then is sent, and handlers whose ack is no longer waited for are cancelled.
+
+        Raises:
+            ConfigurationError: ``ack_timeout`` is not more than 0.
         """
         return await broadcast(self.sessions, message, to=to, ack_timeout=ack_timeout)
 
@@ -265,6 +268,7 @@ class Server:
             session = self._connections.pop(connection)
             if session is not None:
                 self._registry.forget(session)
+                session._link.release()
 
     # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
     def handshake_completed(self, connection: Connection) -> None:

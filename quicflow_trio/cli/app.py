@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from ..errors import AuthenticationFailed, QuicFlowError
-from .common import CommandFailed, ExitCode, Flag, exit_code
+from .common import CommandFailed, ExitCode, Flag, exit_code, leaves
 
 __all__ = ["main"]
 
@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         """
         try:
             return _call(app, tokens, delimiter="--")
-        except (CycloptsError, KeyboardInterrupt):
-            raise
-        except Exception as exc:
+        except (CommandFailed, QuicFlowError, OSError, ExceptionGroup) as exc:
             if debug:
                 traceback.print_exc()
             return _report(exc)
@@ -89,22 +87,13 @@ def _call(app: App, tokens: Sequence[str], delimiter: str) -> int:
 
 def _report(exc: Exception) -> int:
     """Print an error that a user can do something about and return its exit code; a defect of ours keeps its traceback."""
-    causes = list(_leaves(exc))
+    causes = list(leaves(exc))
     expected = [cause for cause in causes if isinstance(cause, (CommandFailed, QuicFlowError, OSError))]
     if len(expected) < len(causes):
         raise exc
     for text in dict.fromkeys(_describe(cause) for cause in expected):
         print(f"quicflow: {text}", file=sys.stderr)
     return exit_code(expected[0])
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    """Yield what a group holds; a nursery wraps even a single error."""
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield exc
 
 
 def _describe(exc: BaseException) -> str:

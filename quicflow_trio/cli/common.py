@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,7 +24,6 @@ from ..errors import (
     ConnectionLost,
     ConnectionRefused,
     PayloadTooLarge,
-    QuicFlowError,
     SessionReplaced,
 )
 
@@ -43,11 +42,12 @@ __all__ = [
     "Flag",
     "JsonFlag",
     "LogLevel",
-    "Seconds",
+    "Patience",
     "configure_logging",
     "exit_code",
     "explain",
     "first_of",
+    "leaves",
     "shown",
     "until_signalled",
     "wait_connected",
@@ -92,6 +92,15 @@ def exit_code(exc: BaseException) -> ExitCode:
             return ExitCode.TIMEOUT
         case _:
             return ExitCode.FAILED
+
+
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """Yield what a group holds; a nursery wraps even a single error."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    else:
+        yield exc
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -150,7 +159,7 @@ def _check_seconds(_type: object, value: float) -> None:
 
 
 AddressArgument = Annotated[Address, Parameter(name="HOST[:PORT]", converter=_convert_address, n_tokens=1, accepts_keys=False)]
-Seconds = Annotated[float, Parameter(validator=_check_seconds)]
+Patience = Annotated[float, Parameter(name="--timeout", validator=_check_seconds)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
 LogLevel = Annotated[str, Parameter(env_var="LOG_LEVEL", validator=_check_level)]
@@ -237,19 +246,19 @@ async def first_of(*functions: Callable[[], Awaitable[object]]) -> None:
             nursery.start_soon(run, function)
 
 
-async def wait_connected(client: Client, address: Address, timeout: float) -> None:
-    """Wait until the client is connected, for at most ``timeout`` seconds.
+async def wait_connected(client: Client, address: Address, patience: float) -> None:
+    """Wait until the client is connected, for at most ``patience`` seconds.
 
     Raises:
         CommandFailed: it is not by then, or it was refused; exit code `ExitCode.NO_CONNECTION`.
     """
     try:
-        with trio.fail_after(timeout):
+        with trio.fail_after(patience):
             await client.wait_connected()
     except trio.TooSlowError:
         reasons = [change.reason for change in client.statistics().history if change.reason]
         detail = f" (last attempt: {shown(reasons[-1])})" if reasons else ""
-        raise CommandFailed(ExitCode.NO_CONNECTION, f"no connection to {address} within {timeout:g} s{detail}") from None
+        raise CommandFailed(ExitCode.NO_CONNECTION, f"no connection to {address} within {patience:g} s{detail}") from None
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -267,6 +276,6 @@ def shown(text: str | bytes) -> str:
     return f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
 
 
-def explain(error: QuicFlowError | trio.TooSlowError) -> str:
+def explain(error: BaseException) -> str:
     """Return an error as one phrase: its kind, and what it says."""
     return f"{type(error).__name__}: {shown(str(error))}"

@@ -23,7 +23,7 @@ from .common import (
     ClientTLS,
     ExitCode,
     LogLevel,
-    Seconds,
+    Patience,
     configure_logging,
     explain,
     first_of,
@@ -69,7 +69,7 @@ async def connect(
     /,
     *,
     id: str,
-    timeout: Seconds = 5.0,
+    patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
 ) -> int:
@@ -78,17 +78,17 @@ async def connect(
     Args:
         address: the server; the port is 8474 when not given, an IPv6 address with a port stands in brackets.
         id: client id to connect as. A client that is connected with the same id is replaced.
-        timeout: seconds to wait for each answer and each receipt.
+        patience: seconds to wait for each answer and each receipt.
         tls: certificates.
         log_level: debug, info, warning, error or off; logs go to standard error.
     """
     configure_logging(log_level)
-    code = await until_signalled(partial(_connect, address, id, timeout, tls))
+    code = await until_signalled(partial(_connect, address, id, patience, tls))
     # Ctrl-C is how many leave such a program: no failure.
     return ExitCode.OK if code == ExitCode.INTERRUPTED else code
 
 
-async def _connect(address: Address, client_id: str, timeout: float, tls: ClientTLS) -> int:
+async def _connect(address: Address, client_id: str, patience: float, tls: ClientTLS) -> int:
     screen = Screen(interactive=sys.stdin.isatty() and sys.stdout.isatty())
     router = make_router(screen)
     async with open_client(address.host, address.port, client_id=client_id, tls=tls.config(), router=router) as client:
@@ -96,8 +96,8 @@ async def _connect(address: Address, client_id: str, timeout: float, tls: Client
         async def run() -> None:
             # A person sees the attempts and may wait; a script wants to hear that there is no server.
             if not sys.stdin.isatty():
-                await wait_connected(client, address, timeout)
-            await Session(client, screen, timeout).run()
+                await wait_connected(client, address, patience)
+            await Session(client, screen, patience).run()
 
         screen.show(f"connecting to {address} as {shown(client_id)}; `help` lists the commands")
         await first_of(client.wait_closed, partial(show_states, client, screen), run)
@@ -154,13 +154,13 @@ class Session:
     Args:
         client: who carries them out.
         screen: where results are shown.
-        timeout: seconds to wait for each answer and receipt.
+        patience: seconds to wait for each answer and receipt.
     """
 
-    def __init__(self, client: Client, screen: Screen, timeout: float) -> None:
+    def __init__(self, client: Client, screen: Screen, patience: float) -> None:
         self._client = client
         self._screen = screen
-        self._timeout = timeout
+        self._timeout = patience
         self._peer: Peer = client
         self._count = 0
 
@@ -191,9 +191,7 @@ class Session:
         else:
             self._screen.prompt()
 
-    async def _guarded(
-        self, label: str, work: Callable[[], Awaitable[str]], *, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def _guarded(self, label: str, work: Callable[[], Awaitable[str]], *, task_status: trio.TaskStatus[None]) -> None:
         started = time.perf_counter()
         # Not later: up to its first wait, which comes after the message was queued, the call runs in one go.
         task_status.started()

@@ -14,7 +14,18 @@ import trio
 from cyclopts import App, Parameter, validators
 
 from ..message import MessageType
-from .common import Address, AddressArgument, ClientTLS, ExitCode, Flag, JsonFlag, LogLevel, Seconds, configure_logging, until_signalled
+from .common import (
+    Address,
+    AddressArgument,
+    ClientTLS,
+    ExitCode,
+    Flag,
+    JsonFlag,
+    LogLevel,
+    Patience,
+    configure_logging,
+    until_signalled,
+)
 from .load_run import Load, Report, Run
 from .load_server import own_server
 
@@ -55,7 +66,7 @@ async def load(
     type: Literal["command", "event", "query"] = "command",
     one_way: Flag = False,
     id: str = "load",
-    timeout: Seconds = 30.0,
+    patience: Patience = 30.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
     json_output: JsonFlag = False,
@@ -71,7 +82,7 @@ async def load(
         type: what the messages are; an event is answered without content.
         one_way: send without asking for answers, and wait for receipts.
         id: the clients' ids start with this.
-        timeout: seconds to wait for the connections, and for each answer.
+        patience: seconds to wait for the connections, and for each answer.
         tls: certificates.
         log_level: debug, info, warning, error or off; logs go to standard error.
         json_output: print one JSON object instead of tables.
@@ -85,7 +96,7 @@ async def load(
         type=MessageType[type.upper()],
         one_way=one_way,
         id=id,
-        timeout=timeout,
+        timeout=patience,
     )
     return await until_signalled(partial(_load, address, plan, tls, json_output))
 

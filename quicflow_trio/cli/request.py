@@ -23,7 +23,7 @@ from .common import (
     ExitCode,
     JsonFlag,
     LogLevel,
-    Seconds,
+    Patience,
     configure_logging,
     exit_code,
     until_signalled,
@@ -57,7 +57,7 @@ async def request(
     *,
     id: str,
     type: Literal["command", "event", "query"] = "command",
-    timeout: Seconds = 5.0,
+    patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
     json_output: JsonFlag = False,
@@ -69,27 +69,27 @@ async def request(
         payload: the message, as text; - reads it from standard input.
         id: client id to connect as. A client that is connected with the same id is replaced.
         type: what the message is.
-        timeout: seconds to wait for the connection, and again for the answer.
+        patience: seconds to wait for the connection, and again for the answer.
         tls: certificates.
         log_level: debug, info, warning, error or off; logs go to standard error.
         json_output: print one JSON object instead of the bare result.
     """
     configure_logging(log_level)
-    run = partial(_request, address, payload, id, MessageType[type.upper()], timeout, tls, json_output)
+    run = partial(_request, address, payload, id, MessageType[type.upper()], patience, tls, json_output)
     return await until_signalled(run)
 
 
 async def _request(
-    address: Address, payload: str, client_id: str, type: MessageType, timeout: float, tls: ClientTLS, json_output: bool
+    address: Address, payload: str, client_id: str, type: MessageType, patience: float, tls: ClientTLS, json_output: bool
 ) -> int:
     config = tls.config()
     content = await read_all() if payload == "-" else os.fsencode(payload)
     started = time.perf_counter()
     try:
         async with open_client(address.host, address.port, client_id=client_id, tls=config) as client:
-            await wait_connected(client, address, timeout)
+            await wait_connected(client, address, patience)
             started = time.perf_counter()
-            ack = await client.request(Message(type, content), ack_timeout=timeout)
+            ack = await client.request(Message(type, content), ack_timeout=patience)
             seconds = time.perf_counter() - started
     except (QuicFlowError, CommandFailed) as exc:
         code = exit_code(exc)

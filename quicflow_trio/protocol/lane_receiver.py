@@ -85,6 +85,7 @@ class LaneReceiver:
         "_active",
         "_handled",
         "_handled_ahead",
+        "_payload_limit",
         "_reader",
         "_received",
         "_told",
@@ -115,6 +116,7 @@ class LaneReceiver:
         self.arrived = 0
         self.released = 0
         self.ack_bytes = 0
+        self._payload_limit = payload_limit
         self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
         self._active: dict[int, Incoming] = {}
         self._received = 0
@@ -179,6 +181,8 @@ class LaneReceiver:
         seq = frame.seq
         if seq != self._received + 1:
             raise RemoteProtocolError(f"message {seq} follows {self._received} on lane {self.name!r}")
+        if len(frame.payload) > self._payload_limit:
+            raise RemoteProtocolError(f"payload of {len(frame.payload):,} bytes, the limit is {self._payload_limit:,}")
         self._received = seq
         incoming = Incoming(self, frame, size)
         self._active[seq] = incoming

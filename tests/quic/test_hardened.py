@@ -24,8 +24,8 @@ from quicflow_trio.quic import hardened
 from quicflow_trio.quic.aioquic_engine import Windows
 from quicflow_trio.quic.engine import ConnectionEnded, ConnectionIdIssued, HandshakeCompleted, StreamData
 from quicflow_trio.quic.limits import MAX_CRYPTO_FRAMES
-from tests.quic.conftest import PairMaker
 from quicflow_trio.testing.pair import CLIENT, SERVER
+from tests.quic.conftest import PairMaker
 from tests.quic.harness import (
     ALPN,
     WINDOW,

@@ -1,0 +1,263 @@
+"""A handler that stops stops its sender, at a bounded number of bytes on either side, and nobody else."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from quicflow_trio import ClientConfig, Limits, Message, Peer, ServerConfig
+from quicflow_trio.client import ClientState
+from quicflow_trio.protocol.lane_receiver import FRAME_OVERHEAD
+from quicflow_trio.protocol.lane_sender import MESSAGE_OVERHEAD
+from quicflow_trio.testing import MemoryNetwork, open_world
+from tests.messages.harness import Gate, assert_at_rest, until
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+FRAME_COST = 64
+"""More than the envelope of a message on the wire, bytes."""
+
+
+async def fill(peer: Peer, payload: bytes, *, patience: float = 20.0) -> int:
+    """Send until nothing has been taken for a while; return how many were."""
+    count = 0
+    while True:
+        with trio.move_on_after(patience) as scope:
+            await peer.send(Message.command(count.to_bytes(4, "big") + payload))
+        if scope.cancelled_caught:
+            return count
+        count += 1
+
+
+@pytest.mark.parametrize("from_server", [False, True])
+@pytest.mark.parametrize(
+    ("size", "window"),
+    [(10, 64 * KIB), (KIB, 512 * KIB), (MIB - 4, 512 * KIB), (MIB - 4, 16 * KIB), (100 * KIB, 16 * KIB)],
+)
+async def test_a_stopped_handler_stops_its_sender_and_only_it(
+    autojump_clock: MockClock, size: int, window: int, from_server: bool
+) -> None:
+    gate = Gate()
+    limits = Limits(lane_window=window, outbox_bytes=256 * KIB)
+    async with open_world(
+        network=MemoryNetwork(delay=0.01),
+        router=gate.router,
+        client_router=gate.router,
+        server_config=ServerConfig(handler_timeout=math.inf, limits=limits),
+        client_config=ClientConfig(handler_timeout=math.inf, limits=limits),
+    ) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        sender: Peer = session if from_server else client
+        receiver: Peer = client if from_server else session
+        count = await fill(sender, bytes(size))
+        out, held = sender.statistics(), receiver.statistics()
+        cost = size + 4 + MESSAGE_OVERHEAD
+        # The outbox takes messages until its limit is reached: at most one over. (The one that was refused waits outside of it.)
+        assert limits.outbox_bytes <= out.outbox_bytes < limits.outbox_bytes + cost
+        # The window, and a frame that has begun: one behind the window, or one that is longer than it.
+        frame = min(size + FRAME_COST, limits.payload + FRAME_OVERHEAD)
+        assert window - 4096 - frame <= held.held_bytes <= window + 2 * frame
+        assert out.unacked_bytes == 0
+        assert held.handlers_running == 1
+        assert count == out.messages_sent + out.outbox_messages
+        assert out.requests_waiting == 0
+
+        # Other lanes, the other direction, acks and heartbeats go on.
+        payload = bytes(50 * KIB)
+        assert (await sender.lane("other").request(Message.query(payload), ack_timeout=5)).result == payload
+        assert (await receiver.request(Message.query(payload), ack_timeout=5)).result == payload
+        for _ in range(20):
+            await sender.lane("other").send(Message.event(payload))
+        await trio.sleep(100)
+        assert client.state.value is ClientState.CONNECTED
+        assert client.statistics().connects == 1
+        assert session.last_heartbeat is not None
+        assert sender.statistics().outbox_bytes == out.outbox_bytes
+        assert receiver.statistics().held_bytes == held.held_bytes
+
+        gate.opened.set()
+        last = await sender.send(Message.command(count.to_bytes(4, "big") + bytes(size)))
+        await last.delivered()
+        await until(lambda: len(gate.passed) == count + 1)
+        assert [int.from_bytes(payload[:4], "big") for payload in gate.passed] == list(range(count + 1))
+        await trio.sleep(1)
+        assert_at_rest(world)
+
+
+async def test_senders_in_many_tasks_wait_together_and_in_order(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    limits = Limits(lane_window=16 * KIB, outbox_bytes=16 * KIB)
+    config = ServerConfig(handler_timeout=math.inf, limits=limits)
+    async with open_world(router=gate.router, server_config=config, client_config=ClientConfig(limits=limits)) as world:
+        client = world.clients["client-0"]
+        returned: list[int] = []
+
+        async def send(number: int) -> None:
+            await client.send(Message.command(number.to_bytes(4, "big") + bytes(1000)))
+            returned.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(send, number)
+                await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(trio.WouldBlock):
+                client.send_nowait(Message.command(b""))
+            assert 20 < len(returned) < 40
+            gate.opened.set()
+        assert returned == list(range(100))
+        await until(lambda: len(gate.passed) == 100)
+        assert [int.from_bytes(payload[:4], "big") for payload in gate.passed] == list(range(100))
+
+
+async def test_every_lane_stopped_still_leaves_acks_and_heartbeats(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    limits = Limits(lanes=4, lane_window=32 * KIB, outbox_bytes=32 * KIB, payload=64 * KIB)
+    config = ServerConfig(handler_timeout=math.inf, limits=limits)
+    async with open_world(
+        network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config, client_config=ClientConfig(limits=limits)
+    ) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        for name in ("", "a", "b", "c"):
+            await fill(client.lane(name), bytes(20 * KIB), patience=1)
+        assert session.statistics().handlers_running == 4
+        bound = 4 * (32 * KIB + 2 * 21 * KIB)
+        assert session.statistics().held_bytes < bound
+        assert world.server.statistics().held_bytes == session.statistics().held_bytes
+        payload = bytes(60 * KIB)
+        for _ in range(10):
+            assert (await session.request(Message.query(payload), ack_timeout=5)).result == payload
+        await trio.sleep(120)
+        assert client.statistics().connects == 1
+        gate.opened.set()
+        await until(lambda: client.statistics().outbox_messages == 0)
+        await trio.sleep(1)
+        assert_at_rest(world)
+
+
+async def test_cancelling_requests_on_a_stopped_lane_reaches_the_peer(autojump_clock: MockClock) -> None:
+    """Messages leave a part of the credit free: with none left, the peer could never be told to give up the handler."""
+    gate = Gate()
+    config = ServerConfig(handler_timeout=math.inf)
+    async with open_world(network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        async with trio.open_nursery() as nursery:
+            for number in range(800):
+                nursery.start_soon(client.request, Message.command(b"%d" % number + bytes(1000)))
+            await trio.sleep(1)
+            assert session.statistics().held_bytes > 500 * KIB
+            assert len(gate.started) == 1
+            nursery.cancel_scope.cancel()
+        await trio.sleep(1)
+        assert (gate.passed, len(gate.started)) == ([], 1)
+        assert_at_rest(world)
+        assert (await client.request(Message.query(b"q"))).result == b"q"
+
+
+async def test_many_sessions_share_the_budget_of_the_process(autojump_clock: MockClock) -> None:
+    """Ten stopped clients with 512 KiB each would hold 5 MiB; the budget is 2."""
+    gate = Gate()
+    limits = Limits(total_bytes=2 * MIB, outbox_bytes=64 * KIB)
+    config = ServerConfig(handler_timeout=math.inf, limits=limits)
+    client_config = ClientConfig(limits=Limits(outbox_bytes=64 * KIB))
+    async with open_world(
+        clients=10, network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config, client_config=client_config
+    ) as world:
+        # The first window of each lane is given before anything is known of it; what counts is that it is not renewed.
+        for client in world.clients.values():
+            for _ in range(60):
+                await client.send(Message.command(bytes(4000)))
+            await trio.sleep(1)
+        gate.opened.set()
+        await until(lambda: len(gate.passed) == 600)
+        gate.opened = trio.Event()
+        await trio.sleep(1)
+        assert world.server.statistics().held_bytes == 0
+        for client in world.clients.values():
+            await fill(client, bytes(4000), patience=1)
+        held = world.server.statistics().held_bytes
+        windows = [session.statistics().held_bytes for session in world.server.sessions.values()]
+        assert sum(windows) == held
+        assert held < 10 * limits.lane_window * 0.7
+        assert min(windows) > 8 * KIB, "nobody is left without a window"
+        gate.opened.set()
+        await until(lambda: all(client.statistics().outbox_messages == 0 for client in world.clients.values()))
+        await until(lambda: world.server.statistics().held_bytes == 0)
+        assert_at_rest(world)
+
+
+async def test_a_taken_budget_slows_a_new_session_down_but_does_not_stop_it(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    config = ServerConfig(handler_timeout=math.inf, limits=Limits(total_bytes=MIB))
+    async with open_world(
+        clients=4, network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config
+    ) as world:
+        *greedy, modest = world.clients.values()
+        for client in greedy:
+            await fill(client, bytes(4000), patience=1)
+        assert world.server.statistics().held_bytes > MIB
+        for _ in range(100):
+            assert (await modest.request(Message.query(bytes(20 * KIB)), ack_timeout=5)).result == bytes(20 * KIB)
+        gate.opened.set()
+        await until(lambda: all(client.statistics().outbox_messages == 0 for client in greedy))
+
+
+async def test_what_a_lost_connection_left_half_is_not_held_for_ever(autojump_clock: MockClock) -> None:
+    """Held in the budget of the process, a few thousand lost uploads would shrink every window for good."""
+    network = MemoryNetwork(delay=0.01)
+    async with open_world(network=network, server_config=ServerConfig(session_ttl=1)) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        await client.send(Message.command(bytes(MIB)))
+        await until(lambda: session.statistics().held_bytes > 100 * KIB)
+        network.partition("client-0")
+        await until(lambda: not session.connected)
+        await trio.sleep(2)
+        assert world.server.statistics().held_bytes == 0
+        network.heal()
+        assert (await client.request(Message.command(b"x"), ack_timeout=60)).result == b"x"
+
+
+async def test_what_a_session_holds_is_given_back_when_it_ends(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    network = MemoryNetwork(delay=0.01)
+    config = ServerConfig(handler_timeout=math.inf, session_ttl=10)
+    async with open_world(network=network, router=gate.router, server_config=config) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        await fill(client, bytes(4000), patience=1)
+        network.partition("client-0")
+        await until(lambda: not session.connected)
+        assert session.statistics().handlers_running == 1, "a lost connection cancels no handler"
+        assert world.server.statistics().held_bytes > 400 * KIB
+        await trio.sleep(11)
+        assert world.server.statistics().away == 0
+        assert world.server.statistics().held_bytes == 0
+        gate.opened.set()
+        network.heal()
+        await until(lambda: client.statistics().outbox_messages == 0, seconds=200)
+
+
+async def test_a_peer_that_reads_no_acks_gets_no_further_handlers_and_costs_a_bounded_number_of_bytes(
+    autojump_clock: MockClock,
+) -> None:
+    """Large results to a client that is gone from the network: what is not read waits, and past a limit no handler starts."""
+    network = MemoryNetwork(delay=0.01)
+    limits = Limits(outbox_bytes=64 * KIB, payload=256 * KIB)
+    config = ServerConfig(limits=limits)
+    async with open_world(network=network, server_config=config) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        results: list[bytes] = []
+
+        async def ask(peer: Peer) -> None:
+            results.append((await peer.request(Message.query(bytes(64 * KIB)), ack_timeout=200)).result)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(ask, client)
+            await trio.sleep(5)
+        assert results == [bytes(64 * KIB)] * 30
+        assert session.statistics().messages_received == 30
+        await trio.sleep(1)
+        assert_at_rest(world)
