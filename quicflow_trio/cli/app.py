@@ -98,6 +98,9 @@ def _report(exc: Exception) -> int:
 
 def _describe(exc: BaseException) -> str:
     text = str(exc) or type(exc).__name__
+    if isinstance(exc, OSError) and exc.strerror:
+        # Without "[Errno 2]": the number tells a user nothing.
+        return exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
     if isinstance(exc, AuthenticationFailed):
         return f"{text}\nhint: trust the server's authority with --ca FILE (`quicflow certs` writes certs/ca.pem)"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import shlex
 import sys
 import time
@@ -144,7 +145,7 @@ async def show_states(client: Client, screen: Screen) -> None:
             screen.show(f"* {change.state.value}" + (f" ({shown(change.reason)})" if change.reason else ""))
             last = change
         now = client.state.value
-        await client.state.wait_value(lambda state, now=now: state is not now)
+        await client.state.wait_value(partial(operator.is_not, now))
 
 
 @final

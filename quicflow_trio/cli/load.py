@@ -36,7 +36,8 @@ __all__ = ["app"]
 
 EPILOGUE = """Without a host it starts a server of its own, in a second process, with
 certificates made for the occasion. Latency of a request is from the call to the
-answer; with --one-way, from the call to the server's receipt.
+answer; with --one-way, from the call until a batch of half the depth, which
+the message is part of, is known to be received and kept by the server.
 
 Exit codes: 0 every message was answered, 1 some were not, 2 usage,
 3 no connection.
@@ -158,7 +159,7 @@ def _print(report: Report, target: str) -> None:
     from rich.console import Console
 
     plan = report.plan
-    kind = "one way" if plan.one_way else plan.type.name.lower()
+    kind = f"{plan.type.name.lower()}, one way" if plan.one_way else plan.type.name.lower()
     console = Console()
     console.print(
         f"{plan.messages:,} messages ({kind}, {len(plan.payload):,} bytes) from {plan.clients:,} "

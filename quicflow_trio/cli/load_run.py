@@ -11,10 +11,10 @@ import operator
 import os
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import final
 
@@ -30,6 +30,8 @@ __all__ = ["Load", "Report", "Run", "percentile"]
 
 CONNECTING = 32
 """Clients that connect at a time: more would only measure how handshakes queue for one core."""
+STREAMS = 2
+"""Tasks per client that send one way: while one waits for its receipt, the other sends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,31 +192,47 @@ class Run:
                 self._began = perf_counter()
                 self._go.set()
             await self._go.wait()
-            exchange = partial(_send if plan.one_way else _request, client, plan)
+            work, tasks = (self._stream, min(STREAMS, plan.depth)) if plan.one_way else (self._ask, plan.depth)
             async with trio.open_nursery() as nursery:
-                for _ in range(plan.depth):
-                    nursery.start_soon(self._work, exchange)
+                for _ in range(tasks):
+                    nursery.start_soon(work, client)
             # The last client to get here leaves the time that counts; saying goodbye is not part of it.
             self._finished = perf_counter()
 
-    async def _work(self, exchange: Callable[[], Awaitable[object]]) -> None:
-        latencies = self._latencies
+    async def _ask(self, client: Client) -> None:
+        """Send the next message, wait for its answer, and again; `Load.depth` of these run for each client."""
+        plan, latencies, request = self.plan, self._latencies, client.request
         for number in self._numbers:
             began = perf_counter()
             try:
-                await exchange()
+                await request(Message(plan.type, plan.payload), ack_timeout=plan.timeout)
             except QuicFlowError as exc:
-                self._errors[type(exc).__name__] += 1
-                # Most errors are raised at once: without a pause, this task would run through all messages that are left.
-                await trio.lowlevel.checkpoint()
+                await self._failed(exc, 1)
             else:
                 latencies[number] = perf_counter() - began
 
+    async def _stream(self, client: Client) -> None:
+        """Send a batch, wait for the receipt of its last message, and again; two of these keep a client busy.
 
-def _request(client: Client, plan: Load) -> Awaitable[object]:
-    return client.request(Message(plan.type, plan.payload), ack_timeout=plan.timeout)
+        Receipts come in sending order, so the last one stands for its batch. To wait for each would cost more than to send it.
+        """
+        plan, latencies = self.plan, self._latencies
+        size = max(plan.depth // STREAMS, 1)
+        while batch := list(islice(self._numbers, size)):
+            began = []
+            try:
+                for _ in batch:
+                    began.append(perf_counter())
+                    sent = await client.send(Message(plan.type, plan.payload))
+                await sent.delivered()
+            except QuicFlowError as exc:
+                await self._failed(exc, len(batch))
+            else:
+                now = perf_counter()
+                for number, at in zip(batch, began, strict=True):
+                    latencies[number] = now - at
 
-
-async def _send(client: Client, plan: Load) -> None:
-    sent = await client.send(Message(plan.type, plan.payload))
-    await sent.delivered()
+    async def _failed(self, error: QuicFlowError, count: int) -> None:
+        self._errors[type(error).__name__] += count
+        # Most errors are raised at once: without a pause, one task would run through all messages that are left.
+        await trio.lowlevel.checkpoint()
