@@ -22,24 +22,29 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                if _is_cancelled(exc):
+                    # For the nursery to judge: when a background task fails, it is the nursery that cancels the block.
+                    raise
+                # Kept out of the nursery: it would come back in a group, and an ExceptionGroup of the block's own as a copy of itself.
                 failure = exc
-                raise
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if failure is None or _has_others(group, failure):
+    except BaseException as exc:
+        if failure is None:
             raise
+        others = _without_cancellations(exc)
+        if others is not None:
+            raise BaseExceptionGroup("the block failed, and so did tasks behind it", [failure, others]) from None
     if failure is not None:
         raise failure
 
 
-def _has_others(group: BaseExceptionGroup[BaseException], failure: BaseException) -> bool:
-    """Return True when the nursery raised more than the block's own failure and cancellations."""
-    for exc in group.exceptions:
-        if exc is failure or isinstance(exc, trio.Cancelled):
-            continue
-        if isinstance(exc, BaseExceptionGroup) and exc.split(trio.Cancelled)[1] is None:
-            continue
-        return True
-    return False
+def _is_cancelled(exc: BaseException) -> bool:
+    return isinstance(exc, trio.Cancelled) or (isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None)
+
+
+def _without_cancellations(exc: BaseException) -> BaseException | None:
+    if isinstance(exc, trio.Cancelled):
+        return None
+    return exc.split(trio.Cancelled)[1] if isinstance(exc, BaseExceptionGroup) else exc

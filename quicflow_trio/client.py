@@ -203,6 +203,7 @@ class Client(Peer):
         """Connect, run, back off, again; end only when refused. Owns the connection of the moment."""
         while self._refusal is None:
             self._attempts += 1
+            started = trio.current_time()
             self._set_state(ClientState.CONNECTING)
             try:
                 await self._attempt()
@@ -215,7 +216,7 @@ class Client(Peer):
                 self._set_state(ClientState.IDLE, "internal error")
             if self._refusal is None:
                 # Added, not the larger of the two: the jitter keeps the clients of a drained server from coming back in one instant.
-                delay = self._backoff.next_delay() + self._retry_after
+                delay = self._backoff.next_delay(trio.current_time() - started) + self._retry_after
                 self._retry_after = 0.0
                 log.info("client %s: next attempt in %.2f s", self.client_id, delay)
                 await trio.sleep(delay)

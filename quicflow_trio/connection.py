@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from .config import Limits
-from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from .errors import LaneLimitReached, LocalProtocolError, ProtocolError, RemoteProtocolError
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.pump import Pump
@@ -173,6 +174,8 @@ class Connection:
             lane.detach()
             if self.link is not None:
                 self.link.account(lane)
+                # Its acks have nowhere to go now, so they hold no handler back.
+                self.link.dispatcher.resume(lane)
         self._senders_pending.clear()
         self._receivers_pending.clear()
         if self._quiet is not None:
@@ -390,6 +393,9 @@ class Connection:
         elif lane.released - lane.granted > -(self._limits.lane_window // 2):
             # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
             self.pump.kick()
+        elif not lane.active:
+            # Nothing may come on this lane for hours: what it has given back must not shrink the windows of others meanwhile.
+            link.account(lane)
 
     def send_hello(self, hello: Hello) -> None:
         """Open the control stream with a client's hello."""
@@ -440,14 +446,20 @@ class Connection:
             # The peer does not read its acks. They wait here, and past the limit no further handler starts.
             self._receivers_pending[receiver] = None
         link.account(receiver)
-        limit = receiver.credit_limit(link.window())
+        window = link.window()
+        limit = receiver.credit_limit(window)
         if limit > receiver.granted:
             receiver.granted = limit
-            engine.grant(receiver.stream_id, limit)
+            engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
 
     def _flush_sender(self, sender: LaneSender) -> None:
         engine = self.engine
         if sender.stream_id is None:
+            link = self.link
+            assert link is not None
+            if not link.allows(sender):
+                sender.fail_queued(partial(LaneLimitReached, f"the peer allows {link.lane_limit} lanes"))
+                return
             try:
                 sender.stream_id = stream_id = engine.open_stream()
             except LocalProtocolError:

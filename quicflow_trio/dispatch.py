@@ -150,7 +150,7 @@ class Dispatcher:
         """
         room = self._queue_limit - len(lane.queue)
         if room > 0:
-            self._pending += lane.decode(room)
+            self._decode(lane, room)
         self.resume(lane)
 
     def resume(self, lane: LaneReceiver) -> None:
@@ -199,26 +199,33 @@ class Dispatcher:
             return incoming
         return None
 
+    def _decode(self, lane: LaneReceiver, limit: int) -> None:
+        before = len(lane.queue)
+        try:
+            lane.decode(limit)
+        finally:
+            # Not what `decode` returns: messages in front of nonsense are queued, and will be counted down, although it raises.
+            self._pending += len(lane.queue) - before
+
     def _decode_more(self, lane: LaneReceiver) -> None:
         try:
-            self._pending += lane.decode(DECODE_BATCH)
+            self._decode(lane, DECODE_BATCH)
         except ProtocolError as exc:
             self._broken(lane, exc)
 
     # -- workers -------------------------------------------------------------------------------------------------
     async def _work(self) -> None:
+        self._follower_starting = False
+        if len(self._workers) > self._running:
+            # A worker without a handler has only let other tasks run, and goes on: handlers that never wait need no second one.
+            return
         worker = _Worker()
         self._workers.add(worker)
-        self._follower_starting = False
         try:
             more = True
             while more:
-                try:
-                    with trio.CancelScope() as worker.scope:
-                        more = await self._work_in_scope(worker)
-                except Exception as exc:  # noqa: BLE001  any failure of a handler is an answer to its sender
-                    # A handler's nursery can mix its error with the cancellation; the scope leaves the error over.
-                    self._fail(worker, exc)
+                with trio.CancelScope() as worker.scope:
+                    more = await self._work_in_scope(worker)
                 if worker.incoming is not None:
                     self._conclude_cancelled(worker)
         finally:
@@ -277,6 +284,13 @@ class Dispatcher:
             result = await route.handler(Request(message, self._peer, frame.redelivered))
         except Exception as exc:  # noqa: BLE001  any failure of a handler is an answer to its sender
             self._fail(worker, exc)
+        except BaseExceptionGroup as group:
+            # A handler's nursery mixes its error with a cancellation. The error stays here, also when the whole session ends.
+            errors, others = group.split(Exception)
+            if errors is not None:
+                self._fail(worker, errors)
+            if others is not None:
+                raise others from None
         else:
             if result is None:
                 self._finish(worker, AckStatus.SUCCESS, b"")
@@ -329,13 +343,9 @@ class Dispatcher:
 
     def _fail(self, worker: _Worker, exc: Exception) -> None:
         incoming = worker.incoming
-        if incoming is None:
-            raise exc
-        log.error(
-            "handler for %s from %r failed", _TYPES.get(incoming.frame.type, incoming.frame.type), self._sender, exc_info=exc
-        )
-        reason = f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:REASON_BYTES].decode("utf-8", "ignore")
-        self._finish(worker, AckStatus.FAILURE, b"", reason)
+        assert incoming is not None, "a handler fails once"
+        log.error("handler for %s from %r failed", _TYPES[incoming.frame.type].name, self._sender, exc_info=exc)
+        self._finish(worker, AckStatus.FAILURE, b"", _reason(exc))
 
     def _conclude_cancelled(self, worker: _Worker) -> None:
         """Answer for a handler that was cancelled: by its sender, who knows, or by its deadline."""
@@ -372,3 +382,13 @@ class Dispatcher:
         self._watching = False
         if oldest != math.inf:
             self._watch(oldest)
+
+
+def _reason(exc: Exception) -> str:
+    """Return what the sender is told about a handler's error."""
+    kind = type(exc).__name__
+    try:
+        text = f"{kind}: {exc}"
+    except Exception:  # noqa: BLE001 - whatever a foreign __str__ raises, the handler's own error is what counts
+        text = kind
+    return text.encode("utf-8", "replace")[:REASON_BYTES].decode("utf-8", "ignore")

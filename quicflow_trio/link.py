@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import trio
@@ -107,6 +108,10 @@ class Link:
         if self.connection is not None:
             lane.notify = self.connection.lane_pending
         return lane
+
+    def allows(self, lane: LaneSender) -> bool:
+        """Return False for a lane that is one too many: it was opened before the peer's limit was known."""
+        return lane in itertools.islice(self.lanes.values(), self.lane_limit)
 
     # -- connections -----------------------------------------------------------------------------------------------
     def attach(self, connection: Connection, terms: Terms) -> None:

@@ -86,7 +86,7 @@ class Sent:
         Raises:
             ConnectionLost: the connection ended before the peer confirmed; it may have the message or not.
             ConnectionClosed: this side closed before that.
-            PayloadTooLarge: the peer accepts less than this side.
+            PayloadTooLarge, LaneLimitReached: the peer accepts less than this side, which was not known when the message was taken.
         """
         outgoing = self._outgoing
         if outgoing.state < OutgoingState.RECEIVED:

@@ -24,10 +24,14 @@ class Backoff:
         self._random = random.Random(seed)
         self._next = initial
 
-    def next_delay(self) -> float:
-        """Return the seconds to wait before the next attempt."""
-        delay = self._next
-        self._next = min(delay * 2, self._maximum)
+    def next_delay(self, spent: float = 0.0) -> float:
+        """Return the seconds to wait before the next attempt, after one that failed and took ``spent`` seconds.
+
+        Two attempts start at most ``maximum`` apart, or ``initial`` after the end of a long one: an attempt under way when the network
+        comes back can fail all the same, and the wait after it must not come on top of what it took.
+        """
+        delay = min(self._next, max(self._initial, self._maximum - spent))
+        self._next = min(self._next * 2, self._maximum)
         return delay * (1 - self._jitter * self._random.random())
 
     def reset(self) -> None:

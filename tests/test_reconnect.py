@@ -33,6 +33,18 @@ def test_one_seed_gives_one_series_and_two_seeds_two() -> None:
     assert delays(Backoff(1, 60, 0.2, seed=7)) != delays(Backoff(1, 60, 0.2, seed=8))
 
 
+def test_the_time_that_an_attempt_took_counts_against_the_longest_wait() -> None:
+    # Attempts of 10 s and full waits on top would leave a client away for 70 s after the network has come back.
+    backoff = Backoff(1, 60, 0)
+    assert [backoff.next_delay(10.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 50, 50]
+    assert backoff.next_delay(1000.0) == 1
+    assert backoff.next_delay() == 60
+
+
+def test_jitter_still_spreads_a_wait_that_was_cut() -> None:
+    assert len({Backoff(1, 1, 0.2, seed=number).next_delay(0.5) for number in range(20)}) == 20
+
+
 def test_without_a_seed_two_clients_do_not_wait_alike() -> None:
     assert delays(Backoff(1, 60, 0.2)) != delays(Backoff(1, 60, 0.2))
 

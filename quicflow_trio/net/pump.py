@@ -103,6 +103,8 @@ class Pump:
         engine, driver = self._engine, self._driver
         while not engine.terminated:
             await self._wait()
+            # Whatever is written until the flush below takes part in this turn: no kick for it, or each turn would cause an idle one.
+            self._kicked = True
             now = trio.current_time()
             self._feed(now)
             timer = engine.get_timer()

@@ -263,6 +263,10 @@ class LaneReceiver:
     def detach(self) -> None:
         """Forget the connection: handlers go on, their acks have nowhere to go, a frame that has begun will not be completed."""
         self.attached = False
-        self.released += self._reader.partial
+        # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished. Complete frames
+        # are only decoded when the queue before them runs out.
+        held = sum(incoming.size for incoming in self._active.values())
+        undecoded = self._reader.buffered - self._reader.partial if self.queue else 0
+        self.released = self.arrived - held - undecoded
         self._acks.clear()
         self.ack_bytes = 0

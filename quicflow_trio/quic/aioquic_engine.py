@@ -269,14 +269,14 @@ class AioquicEngine:
             total += waiting
         return total
 
-    def grant(self, stream_id: int, limit: int) -> bool:
-        """Let the peer send up to offset ``limit`` on this stream; no effect on one that is over.
+    def grant(self, stream_id: int, limit: int, window: int = 0) -> bool:
+        """Let the peer send up to offset ``limit`` on this stream, ``window`` bytes ahead if not 0; no effect on one that is over.
 
         Returns:
             True when a transmit is worth while for the update alone: a quarter of the window is new, or the peer waits for it.
         """
         stream = self._core._streams.get(stream_id)
-        if stream is None or not self._core.grant(stream, limit):
+        if stream is None or not self._core.grant(stream, limit, window):
             return False
         self._touch()
         return True

@@ -188,11 +188,12 @@ class Engine(Protocol):
     def unacked(self) -> int:
         """Return how many stream bytes, over all streams, the peer has not acknowledged; 0 when all arrived."""
 
-    def grant(self, stream_id: int, limit: int) -> bool:
+    def grant(self, stream_id: int, limit: int, window: int = 0) -> bool:
         """Let the peer send up to offset ``limit`` (absolute, in bytes) on this stream. Never takes back.
 
         Receive credit is only ever given this way, starting from the initial window: the peer can hold no more memory here than was
-        granted. The MAX_STREAM_DATA frame is worth a packet when a good part of the window is new.
+        granted. The MAX_STREAM_DATA frame is worth a packet when a good part of the window is new. ``window`` is what the peer may be
+        ahead at the moment, bytes, where that is less than the initial window: a good part of that would never come together.
 
         Returns:
             True when a transmit is worth while for the update alone.

@@ -116,6 +116,7 @@ class HardenedConnection(QuicConnection):
         self.closed_by_peer = False
         self.timed_out = False
         self.peer_certificate: bytes | None = None
+        self._shrunk: dict[int, int] = {}
         self._crypto_frames = 0
         self._crypto_received: dict[tls.Epoch, int] = {}
         self._key_update_at = KEY_UPDATE_INTERVAL
@@ -264,8 +265,15 @@ class HardenedConnection(QuicConnection):
             self._events.append(ConnectionIdIssued(issued.cid))  # type: ignore[arg-type]
 
     # -- receive credit ----------------------------------------------------------------------------------------------
-    def grant(self, stream: QuicStream, limit: int) -> bool:
-        """Raise what the peer may send on a stream to offset ``limit``; return whether a packet for that alone is worth while."""
+    def grant(self, stream: QuicStream, limit: int, window: int = 0) -> bool:
+        """Raise what the peer may send on a stream to offset ``limit``; return whether a packet for that alone is worth while.
+
+        ``window`` is how far ahead that is meant to be; 0 is the initial window.
+        """
+        if window:
+            self._shrunk[stream.stream_id or 0] = window
+        elif self._shrunk:
+            self._shrunk.pop(stream.stream_id or 0, None)
         if limit > stream.max_stream_data_local:
             stream.max_stream_data_local = limit
         return self._grant_due(stream, alone=True)
@@ -277,6 +285,8 @@ class HardenedConnection(QuicConnection):
         if fresh <= 0 or receiver._final_size is not None or receiver.is_finished:
             return False
         window = self._windows.stream_out if (stream.stream_id or 0) & 1 != self._is_client else self._windows.stream_in
+        if self._shrunk:
+            window = min(window, self._shrunk.get(stream.stream_id or 0, window))
         # The middle condition: a peer that has used up all it was told of waits for whatever there is, however little.
         return fresh * 4 >= window or receiver.highest_offset >= announced or (not alone and fresh * 8 >= window)
 

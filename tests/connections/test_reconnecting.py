@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from quicflow_trio import (
@@ -47,14 +48,15 @@ async def attempts_without_a_server(config: ClientConfig, seconds: float) -> lis
 
 async def test_waits_are_1_2_4_up_to_60_seconds(autojump_clock: MockClock) -> None:
     waits = await attempts_without_a_server(ClientConfig(jitter=0), 400)
-    assert waits[:8] == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60])
+    # The longest counts from the start of an attempt, which took its 10 s here.
+    assert waits[:8] == pytest.approx([1, 2, 4, 8, 16, 32, 50, 50])
 
 
 async def test_one_seed_gives_the_same_attempts_and_another_does_not(autojump_clock: MockClock) -> None:
     first = await attempts_without_a_server(ClientConfig(seed=5), 300)
     assert await attempts_without_a_server(ClientConfig(seed=5), 300) == pytest.approx(first, abs=1e-6)
     assert await attempts_without_a_server(ClientConfig(seed=6), 300) != pytest.approx(first, abs=1e-2)
-    for wait, full in zip(first, [1, 2, 4, 8, 16, 32, 60], strict=False):
+    for wait, full in zip(first, [1, 2, 4, 8, 16, 32, 50], strict=False):
         assert 0.8 * full <= wait <= full
 
 
@@ -71,7 +73,7 @@ async def test_a_connection_that_stood_starts_the_waits_over(autojump_clock: Moc
 
 
 @pytest.mark.parametrize("outage", [5.0, 50.0, 600.0])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 async def test_back_within_60_seconds_of_the_network(autojump_clock: MockClock, outage: float, seed: int) -> None:
     network = MemoryNetwork(seed=seed, delay=0.02, jitter=0.01)
     async with open_world(clients=2, network=network, seed=seed) as world:
@@ -250,9 +252,10 @@ async def test_a_request_under_way_is_lost_and_a_queued_one_goes_out_later(autoj
             await trio.sleep(1)
             await machine.kill()
             await client.state.wait_value(IDLE)
-            await trio.sleep(0)
+            await trio.testing.wait_all_tasks_blocked()
             assert outcomes == {"slow": "lost"}
             nursery.start_soon(ask, client, b"queued")
+            await trio.testing.wait_all_tasks_blocked()
             sent = [await client.send(Message.command(b"%d" % number)) for number in range(10)]
             assert client.statistics().outbox_messages == 11
             await machine.start()

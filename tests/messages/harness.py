@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
 from quicflow_trio import Message, MessageType, Request, Router
+from quicflow_trio.protocol.lane_sender import OutgoingRequest
 from quicflow_trio.testing import MemoryNetwork, World
 
 KINDS = (MessageType.COMMAND, MessageType.EVENT, MessageType.QUERY)
@@ -141,8 +141,8 @@ def assert_at_rest(world: World) -> None:
         assert left == (0,) * 6, f"{peer!r}: {figures}"
         for lane in peer._link.lanes.values():
             assert lane.waiting == 0
-        deadlines = peer._link.deadlines._heap
-        assert not [entry for _, _, entry in deadlines._entries if entry.live and not hasattr(entry, "router")] or True
+        for _, _, entry in peer._link.deadlines._heap._entries:
+            assert not (entry.live and isinstance(entry, OutgoingRequest)), "the deadline of a request that is over"
     assert world.server.statistics().requests_waiting == 0
 
 
@@ -155,4 +155,3 @@ async def same_tasks() -> AsyncIterator[None]:
     assert task_names() == before
 
 
-FOREVER = math.inf

@@ -1,0 +1,162 @@
+"""`quicflow load`: it counts what happened, and only that."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from quicflow_trio import MessageType
+from quicflow_trio.cli import load_server
+from quicflow_trio.cli.common import CommandFailed
+from quicflow_trio.cli.load_run import Load, Report, percentile
+
+from .conftest import Child, Quicflow
+
+pytestmark = pytest.mark.realtime
+
+
+def test_alone_it_starts_a_server_of_its_own(quicflow: Quicflow) -> None:
+    ran = quicflow("load", "--messages", "300", "--clients", "3", "--depth", "8")
+    assert (ran.code, ran.err) == (0, "")
+    assert "300 messages (command, 200 bytes) from 3 clients to its own server, 8 under way per client" in ran.out
+    for row in ("messages answered", "messages per second", "latency P50", "latency P99", "latency max", "time to connect"):
+        assert row in ran.out
+
+
+@pytest.mark.parametrize("options", [("--type", "query"), ("--type", "event", "--one-way"), ("--one-way", "--depth", "1")])
+def test_json(quicflow: Quicflow, server: str, trust: tuple[str, str], options: tuple[str, ...]) -> None:
+    if "event" in options:
+        pytest.skip("this server asks back on events")
+    ran = quicflow("load", server, *trust, "--messages", "101", "--size", "10", "--json", *options)
+    said = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert (said["messages"], said["completed"], said["size"], said["errors"]) == (101, 101, 10, {})
+    assert said["one_way"] is ("--one-way" in options)
+    assert said["messages_per_second"] == pytest.approx(101 / said["seconds"])
+    latency = said["latency_ms"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    assert 0 < said["connect_ms"]["p50"] <= said["connect_ms"]["max"]
+
+
+@pytest.mark.parametrize("one_way", [(), ("--one-way",)])
+def test_errors_are_counted_by_type_and_fail_the_command(
+    start: Callable[..., Child], serving: Callable[..., tuple[Child, str]], trust: tuple[str, str], one_way: tuple[str, ...]
+) -> None:
+    server, address = serving("--log-level", "off")
+    load = start("load", address, *trust, "--messages", "10000000", "--timeout", "0.5", "--log-level", "info", *one_way)
+    load.line("-> connected", stderr=True)
+    server.process.kill()
+    # Without a server every message fails; ten million of them are too many to wait for.
+    load.process.send_signal(signal.SIGTERM)
+    assert load.end().code == 143
+
+
+async def test_a_message_that_fails_is_no_latency(server: str, trust: tuple[str, str]) -> None:
+    from quicflow_trio.cli.common import ClientTLS, parse_address
+    from quicflow_trio.cli.load_run import Run
+
+    def plan(payload: bytes, *, one_way: bool) -> Load:
+        return Load(
+            clients=2,
+            messages=7,
+            depth=2,
+            payload=payload,
+            type=MessageType.COMMAND,
+            one_way=one_way,
+            id="errors",
+            timeout=5,
+        )
+
+    tls = ClientTLS(ca=Path(trust[1])).config()
+    report = await Run(plan(b"fail", one_way=False), parse_address(server), tls).run()
+    assert (report.completed, report.errors, report.latency_ms["P50"]) == (0, {"HandlerFailed": 7}, None)
+    report = await Run(plan(bytes(1_048_577), one_way=True), parse_address(server), tls).run()
+    assert (report.completed, report.errors) == (0, {"PayloadTooLarge": 7})
+
+
+def test_nobody_there_is_exit_code_3(quicflow: Quicflow, trust: tuple[str, str]) -> None:
+    ran = quicflow("load", "127.0.0.1:9", *trust, "--clients", "2", "--timeout", "0.3")
+    assert (ran.code, ran.out) == (3, "")
+    # Two clients, one line.
+    assert ran.err.count("no connection to 127.0.0.1:9") == 1
+
+
+def test_errors_are_listed_and_fail_the_command(quicflow: Quicflow, server: str, trust: tuple[str, str]) -> None:
+    # Of 20,000 at a time over the limit of the waiting table none waits: they are refused. Here a time-out does it.
+    ran = quicflow("load", server, *trust, "--messages", "4", "--size", "0", "--timeout", "0.000001")
+    assert ran.code == 3  # not even connected in that time
+    ran = quicflow("load", server, *trust, "--messages", "4", "--clients", "0")
+    assert ran.code == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_there_is_a_bar(
+    quicflow: Quicflow, server: str, trust: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert quicflow("load", server, *trust, "--messages", "50").code == 0
+    assert "messages" in terminal.getvalue()
+    assert "50/50" in terminal.getvalue()
+
+
+async def test_a_server_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_server, "HOST", "192.0.2.1")  # nobody's address (RFC 5737)
+    with pytest.raises(CommandFailed, match="the server did not start"):
+        async with load_server.own_server():
+            raise AssertionError("unreachable")
+
+
+async def test_a_server_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_server, "STOP_SECONDS", 0.1)
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    await load_server._stop(process)
+    await process.stdout.aclose()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_the_server_goes_when_the_generator_is_killed(start: Callable[..., Child]) -> None:
+    load = start("load", "--messages", "100000000", "--log-level", "info")
+    load.line("-> connected", stderr=True)
+    children = Path(f"/proc/{load.process.pid}/task/{load.process.pid}/children")
+    if not children.exists():
+        pytest.skip("needs /proc")
+    (child,) = (int(word) for word in children.read_text().split())
+    load.process.kill()
+    load.process.wait(30)
+    deadline = trio.lowlevel.current_clock if False else None
+    del deadline
+    for _ in range(300):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            break
+        signal.sigtimedwait([], 0.1)
+    else:
+        raise AssertionError("the server is still there")
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, 1), (0.5, 2), (0.51, 3), (0.75, 3), (0.99, 4), (1.0, 4)])
+def test_percentiles_are_values_that_occurred(share: float, value: int) -> None:
+    assert percentile([1, 2, 3, 4], share) == value
+
+
+def test_a_report_of_nothing_divides_by_nothing() -> None:
+    plan = Load(clients=1, messages=1, depth=1, payload=b"", type=MessageType.EVENT, one_way=False, id="a", timeout=1)
+    assert Report(plan, 0, 0.0, (), (), {"AckTimeout": 1}).messages_per_second == 0
