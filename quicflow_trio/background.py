@@ -22,7 +22,7 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as exc:  # noqa: BLE001 - raised below
+            except BaseException as exc:
                 if _is_cancelled(exc):
                     # For the nursery to judge: when a background task fails, it is the nursery that cancels the block.
                     raise
@@ -30,10 +30,10 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
                 failure = exc
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseException as exc:
+    except (trio.Cancelled, BaseExceptionGroup) as exc:
         if failure is None:
             raise
-        others = _without_cancellations(exc)
+        others = exc.split(trio.Cancelled)[1] if isinstance(exc, BaseExceptionGroup) else None
         if others is not None:
             raise BaseExceptionGroup("the block failed, and so did tasks behind it", [failure, others]) from None
     if failure is not None:
@@ -42,9 +42,3 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
 
 def _is_cancelled(exc: BaseException) -> bool:
     return isinstance(exc, trio.Cancelled) or (isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None)
-
-
-def _without_cancellations(exc: BaseException) -> BaseException | None:
-    if isinstance(exc, trio.Cancelled):
-        return None
-    return exc.split(trio.Cancelled)[1] if isinstance(exc, BaseExceptionGroup) else exc

@@ -18,7 +18,7 @@ from .config import ClientConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
 from .endings import loss, refusal
-from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError, RemoteProtocolError
+from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError
 from .heartbeat import heartbeat
 from .link import Link
 from .net.endpoint import Endpoint
@@ -284,8 +284,7 @@ class Client(Peer):
             self._retry_after = frame.retry_after_ms / 1000
             log.info("client %s: the server says goodbye: %s", self.client_id, printable(frame.reason))
             return
-        if not isinstance(frame, Welcome):
-            raise RemoteProtocolError("a server does not say hello")
+        assert isinstance(frame, Welcome), "the state table lets nothing else through"
         connection.open(self._link, check_welcome(frame, self._config.heartbeat_interval))
         self._connects += 1
         self._backoff.reset()

@@ -205,6 +205,13 @@ class Connection:
             self.engine.close(int(code), reason)
             self.pump.kick()
 
+    def abandon(self) -> None:
+        """Take nothing in any more, and write nothing: the session has let go of it, and its lanes are ready for another connection.
+
+        It ends soon, but its pump can have a turn before that.
+        """
+        self.state = ConnectionState.CLOSED
+
     def fail(self, error: ProtocolError) -> None:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR
@@ -220,7 +227,7 @@ class Connection:
                     return
                 if event.__class__ is StreamData:
                     self.last_heard = now
-                    self._stream_data(event)  # type: ignore[arg-type]
+                    self._stream_data(event)
                 else:
                     self._handlers[event.__class__](event)
         except ProtocolError as exc:
@@ -234,7 +241,7 @@ class Connection:
 
     def flush(self, now: float) -> None:
         """Write into the engine what waits to be written, one piece per stream."""
-        if self.engine.closing:
+        if self.engine.closing or self.state is ConnectionState.CLOSED:
             return
         if self._receivers_pending:
             receivers, self._receivers_pending = self._receivers_pending, {}
@@ -349,8 +356,7 @@ class Connection:
     def _control_frame(self, frame: object) -> None:
         if isinstance(frame, PingFrame):
             self.last_ping = self.last_heard
-            # A peer that reads no pongs must not make us hold them.
-            if self._ping_budget.take(self.last_heard) and self.engine.unsent(CONTROL_STREAM) < CONTROL_FRAME_LIMIT:
+            if self._ping_budget.take(self.last_heard):
                 self._send_control(PongFrame(frame.number))
         elif isinstance(frame, PongFrame):
             self.last_ping = self.last_heard

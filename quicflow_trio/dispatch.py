@@ -185,8 +185,6 @@ class Dispatcher:
             if lane.ack_bytes > self._ack_limit:
                 continue  # Looked at again when its acks are written.
             queue = lane.queue
-            if not queue:
-                continue
             incoming = queue.popleft()
             if not queue and lane.undecoded:
                 self._decode_more(lane)
@@ -209,7 +207,7 @@ class Dispatcher:
 
     def _decode_more(self, lane: LaneReceiver) -> None:
         try:
-            self._decode(lane, DECODE_BATCH)
+            self._decode(lane, min(DECODE_BATCH, self._queue_limit))
         except ProtocolError as exc:
             self._broken(lane, exc)
 
@@ -313,8 +311,7 @@ class Dispatcher:
     # -- ends ----------------------------------------------------------------------------------------------------
     def _finish(self, worker: _Worker, status: int, result: bytes, error: str = "") -> None:
         incoming = worker.incoming
-        if incoming is None:
-            return
+        assert incoming is not None, "a handler ends once"
         worker.incoming = None
         worker.started = math.inf
         incoming.cancel = None
@@ -375,8 +372,7 @@ class Dispatcher:
         oldest = math.inf
         for worker in self._workers:
             if worker.started + self._handler_timeout <= now:
-                if worker.incoming is not None:
-                    worker.cancel()
+                worker.cancel()
             elif worker.started < oldest:
                 oldest = worker.started
         self._watching = False

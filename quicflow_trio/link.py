@@ -133,6 +133,7 @@ class Link:
         """Note that the connection is gone: what was on the wire ends with ``error``; handlers and outboxes stay."""
         connection, self.connection = self.connection, None
         if connection is not None:
+            connection.abandon()
             sent, received = self._earlier_bytes
             self._earlier_bytes = (sent + connection.bytes_sent, received + connection.bytes_received)
         self._payload_limit = self._config.limits.payload

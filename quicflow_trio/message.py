@@ -12,6 +12,8 @@ from .wire import AckStatus, MessageType
 
 __all__ = ["Ack", "AckStatus", "Delivery", "Message", "MessageType"]
 
+ID_BYTES = 16
+
 
 class Delivery(enum.Enum):
     """What may happen to a message when one side is restarted while it is under way.
@@ -83,6 +85,11 @@ class Message:
             if not isinstance(payload, (bytes, bytearray, memoryview)):
                 raise TypeError(f"payload must be bytes, not {payload.__class__.__name__}")
             payload = bytes(payload)
+        # Wrong ones would be found out as they are encoded, by the pump, and cost the whole connection.
+        if type.__class__ is not MessageType:
+            type = MessageType(type)
+        if id is not None and len(id) != ID_BYTES:
+            raise ValueError(f"id of {len(id)} bytes: expected 16 bytes")
         self.type = type
         self.payload = payload
         self.delivery = delivery

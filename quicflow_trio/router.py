@@ -76,10 +76,14 @@ class Router:
         request back (its caller was cancelled, its ack deadline passed), the handler is cancelled. A lost connection cancels none.
 
         Raises:
-            ConfigurationError: the type has a handler already.
+            ConfigurationError: the type has a handler already, or is none, or the handler cannot be called.
         """
+        if type.__class__ is not MessageType:
+            raise ConfigurationError(f"Router: type = {type!r}: expected a MessageType")
+        if not callable(handler):
+            raise ConfigurationError(f"Router: handler = {handler!r}: expected a callable")
         if type in self._routes:
-            raise ConfigurationError(f"Router: {MessageType(type).name} has a handler already")
+            raise ConfigurationError(f"Router: {type.name} has a handler already")
         self._routes[int(type)] = Route(handler, serial)
 
     def route(self, type: int) -> Route | None:

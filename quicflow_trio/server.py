@@ -173,12 +173,14 @@ class Server:
         for connection in [*self._half_open]:
             connection.close(CloseCode.SHUTDOWN, "the server is draining")
         with trio.move_on_after(grace):
-            connections = [connection for connection, session in self._connections.items() if session is not None]
-            for connection in connections:
-                connection.say_goodbye(CloseCode.SHUTDOWN, "the server is draining", retry_after)
-                connection.begin_drain()
-            for connection in connections:
-                await connection.drained()
+            sessions = [session for session in self._connections.values() if session is not None]
+            for session in sessions:
+                session._connection.say_goodbye(CloseCode.SHUTDOWN, "the server is draining", retry_after)
+                session._connection.begin_drain()
+            for session in sessions:
+                await session._connection.drained()
+                # Handlers of clients that are gone already have their time as well.
+                await session._link.dispatcher.wait_idle()
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -278,8 +280,6 @@ class Server:
         """Take a hello or a goodbye."""
         if isinstance(frame, Hello):
             self._hello(connection, frame)
-        elif not isinstance(frame, Goodbye):
-            raise RemoteProtocolError("a client does not say welcome")
 
     def _hello(self, connection: Connection, hello: Hello) -> None:
         if self._draining:
@@ -345,6 +345,9 @@ class Server:
         session.note("disconnected", reason)
         log.info("client %s: disconnected: %s", printable(session.client_id), reason)
         self._registry.leave(session)
+        if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:
+            # Also when `serve` was cancelled: this side closed, nothing was lost.
+            session._link.end(partial(ConnectionClosed, "the server was closed"))
         session.lost(loss(ended), final=ended.application and ended.code == CloseCode.NORMAL)
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import trio
@@ -123,7 +123,7 @@ async def test_handlers_of_a_lane_start_in_order_and_overlap(autojump_clock: Moc
         assert scene.started == [b"1", b"2", b"3", b"4"]
         scene.let(b"1", b"3", b"4")
         await bench.dispatcher.wait_idle()
-        assert [ack.seq for ack in bench.acks(lane)][0] == 2, "acks go out as handlers end"
+        assert bench.acks(lane)[0].seq == 2, "acks go out as handlers end"
         assert (bench.dispatcher.running, bench.dispatcher.idle, bench.dispatcher.received) == (0, True, 4)
 
 
@@ -351,7 +351,7 @@ async def test_without_a_deadline_a_handler_may_run_for_ever(autojump_clock: Moc
     bench = Bench(scene.router, handler_timeout=math.inf)
     async with bench.running():
         bench.feed(bench.lane(), b"1")
-        await trio.sleep(1e6)
+        await trio.sleep(80_000)
         assert bench.dispatcher.running == 1
         assert len(bench.deadlines) == 0
 
@@ -426,6 +426,10 @@ async def raise_group() -> None:
         nursery.start_soon(fail_soon)
 
 
+class OddGroup(BaseExceptionGroup[ValueError]):
+    """A group of plain errors that is no Exception itself."""
+
+
 async def fail_soon() -> None:
     await trio.lowlevel.checkpoint()
     raise ValueError("in a child")
@@ -444,52 +448,54 @@ async def raise_group_when_cancelled() -> None:
         nursery.start_soon(trio.sleep_forever)
 
 
+async def end_its_own_scope() -> None:
+    with trio.move_on_after(1):
+        await trio.sleep_forever()
+
+
+ERRORS: dict[bytes, BaseException] = {
+    b"value error": ValueError("bad value"),
+    b"spiteful": Spiteful(),
+    b"surrogates": ValueError("\ud800 half a character " + "é" * 5000),
+    b"odd group": OddGroup("odd", [ValueError("inside")]),
+}
+ACTIONS: dict[bytes, Callable[[], Awaitable[None]]] = {
+    b"group": raise_group,
+    b"cancelled group": raise_group_when_cancelled,
+    b"fail when cancelled": fail_when_cancelled,
+    b"own cancellation": end_its_own_scope,
+}
+RESULTS: dict[bytes, object] = {
+    b"own cancellation": b"on time",
+    b"str": "text",
+    b"int": 7,
+    b"bytearray": bytearray(b"array"),
+    b"memoryview": memoryview(b"view"),
+    b"subclass": type("Bytes", (bytes,), {})(b"sub"),
+    b"long": bytes(5001),
+    b"long array": bytearray(5001),
+    b"longest": bytes(5000),
+}
+
+
 def tricks() -> Router:
     """Commands that say what their handler does."""
     router = Router()
 
-    @router.on(MessageType.COMMAND)
     async def handle(request: Request) -> object:
-        match request.message.payload:
-            case b"value error":
-                raise ValueError("bad value")
-            case b"spiteful":
-                raise Spiteful
-            case b"surrogates":
-                raise ValueError("\ud800 half a character " + "é" * 5000)
-            case b"group":
-                await raise_group()
-            case b"cancelled group":
-                await raise_group_when_cancelled()
-            case b"fail when cancelled":
-                await fail_when_cancelled()
-            case b"own cancellation":
-                with trio.move_on_after(1):
-                    await trio.sleep_forever()
-                return b"on time"
-            case b"str":
-                return "text"
-            case b"int":
-                return 7
-            case b"bytearray":
-                return bytearray(b"array")
-            case b"memoryview":
-                return memoryview(b"view")
-            case b"subclass":
-                return type("Bytes", (bytes,), {})(b"sub")
-            case b"long":
-                return bytes(5001)
-            case b"long array":
-                return bytearray(5001)
-            case b"longest":
-                return bytes(5000)
-        return request.message.payload
+        trick = request.message.payload
+        if trick in ERRORS:
+            raise ERRORS[trick]
+        if trick in ACTIONS:
+            await ACTIONS[trick]()
+        return RESULTS.get(trick)
 
-    @router.on(MessageType.EVENT)
     def not_async(request: Request) -> bytes:
         return b"not awaitable"
 
-    return router  # type: ignore[return-value]
+    router.add(MessageType.COMMAND, handle)  # type: ignore[arg-type]
+    router.add(MessageType.EVENT, not_async)  # type: ignore[arg-type]
+    return router
 
 
 @contextlib.asynccontextmanager
@@ -509,6 +515,7 @@ async def trick_world(**config: float) -> AsyncIterator[World]:
 FAILURES = {
     b"value error": "ValueError: bad value",
     b"group": "ExceptionGroup: ",
+    b"odd group": "ExceptionGroup: odd",
     b"spiteful": "Spiteful",
     b"surrogates": "ValueError: ",
     b"str": "TypeError: the handler returned str",
@@ -558,7 +565,9 @@ async def test_a_type_of_a_later_revision_is_refused_by_its_number(autojump_cloc
         assert [(ack.status, ack.error) for ack in bench.acks(lane)] == [(2, "no handler for message type 77")]
 
 
-async def test_a_failing_handler_is_logged_with_its_traceback(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_handler_is_logged_with_its_traceback(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     bench = Bench(tricks())
     with caplog.at_level(logging.ERROR, "quicflow_trio.dispatch"):
         async with bench.running():
@@ -615,6 +624,25 @@ async def test_an_interrupt_in_a_clients_handler_ends_its_block(autojump_clock: 
     with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
         async with open_world(client_router=router) as world:
             await world.server.sessions["client-0"].send(Message.command())
+            await trio.sleep(5)
+
+
+async def test_an_interrupt_in_a_handlers_nursery_is_for_the_program_too(autojump_clock: MockClock) -> None:
+    router = Router()
+
+    async def interrupt() -> None:
+        await trio.sleep(1)
+        raise KeyboardInterrupt
+
+    @router.on(MessageType.COMMAND)
+    async def handle(request: Request) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupt)
+            nursery.start_soon(fail_when_cancelled)
+
+    with pytest.RaisesGroup(KeyboardInterrupt, flatten_subgroups=True):
+        async with open_world(router=router) as world:
+            await world.clients["client-0"].send(Message.command())
             await trio.sleep(5)
 
 

@@ -6,12 +6,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError
 
 from ..errors import AuthenticationFailed, QuicFlowError
-from .common import CommandFailed, ExitCode, Flag, exit_code, leaves
+from .common import CommandFailed, ExitCode, exit_code, leaves, shown
 
 __all__ = ["main"]
 
@@ -30,10 +29,9 @@ HELP = """A messaging backbone over QUIC.
 Start with `quicflow demo`. Then, for a server and a client of your own:
   quicflow certs
   quicflow serve
-  quicflow connect 127.0.0.1 --id me --ca certs/ca.pem"""
+  quicflow connect 127.0.0.1 --id me --ca certs/ca.pem
 
-EVERYWHERE = Group("With every command", sort_key=99)
-Tokens = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+With --debug every command shows the traceback of an error, not just a line."""
 
 
 def _make_app() -> App:
@@ -51,38 +49,31 @@ def _make_app() -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `quicflow` with these arguments, or the process's own, and return its exit code."""
-    app = _make_app()
-
-    @app.meta.default
-    def launch(*tokens: Tokens, debug: Annotated[Flag, Parameter(group=EVERYWHERE)] = False) -> int:
-        """Run one command.
-
-        Args:
-            tokens: the command and its arguments.
-            debug: show the traceback of an error, not just its message.
-        """
-        try:
-            return _call(app, tokens, delimiter="--")
-        except (CommandFailed, QuicFlowError, OSError, ExceptionGroup) as exc:
-            if debug:
-                traceback.print_exc()
-            return _report(exc)
-
+    tokens, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     try:
-        # No delimiter here: the outer app would swallow a `--` that is meant for the command.
-        return _call(app.meta, sys.argv[1:] if argv is None else argv, delimiter="")
+        code = _make_app()(tokens, exit_on_error=False, result_action="return_value")
+        # None comes from --help and --version.
+        return ExitCode.OK if code is None else int(code)
     except CycloptsError:
         # Cyclopts has printed what is wrong.
         return ExitCode.USAGE
     except KeyboardInterrupt:
         # Only outside the event loop: the commands watch for the signal themselves.
         return ExitCode.INTERRUPTED
+    except (CommandFailed, QuicFlowError, OSError, ExceptionGroup) as exc:
+        if debug:
+            traceback.print_exc()
+        return _report(exc)
 
 
-def _call(app: App, tokens: Sequence[str], delimiter: str) -> int:
-    code = app(tokens, exit_on_error=False, result_action="return_value", end_of_options_delimiter=delimiter)
-    # None comes from --help and --version.
-    return ExitCode.OK if code is None else int(code)
+def _without_debug(tokens: Sequence[str]) -> tuple[list[str], bool]:
+    """Take out ``--debug``, wherever it stands before a ``--``; what comes after that is the command's.
+
+    By hand: a meta app, which is what Cyclopts has for it, would take it from behind the ``--`` as well.
+    """
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    kept = [token for token in tokens[:end] if token != "--debug"]
+    return [*kept, *tokens[end:]], len(kept) < end
 
 
 def _report(exc: Exception) -> int:
@@ -97,10 +88,12 @@ def _report(exc: Exception) -> int:
 
 
 def _describe(exc: BaseException) -> str:
-    text = str(exc) or type(exc).__name__
+    if isinstance(exc, CommandFailed):
+        return str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         # Without "[Errno 2]": the number tells a user nothing.
         return exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
+    text = shown(str(exc)) or type(exc).__name__
     if isinstance(exc, AuthenticationFailed):
         return f"{text}\nhint: trust the server's authority with --ca FILE (`quicflow certs` writes certs/ca.pem)"
     return text

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import final
 
@@ -167,8 +168,9 @@ class Session:
 
     async def run(self) -> None:
         """Carry out commands until standard input ends or says `quit`; return when all answers are in or overdue."""
-        async with trio.open_nursery() as nursery:
-            async for line in read_lines():
+        # Closed, because `quit` leaves it in the middle.
+        async with trio.open_nursery() as nursery, aclosing(read_lines()) as lines:
+            async for line in lines:
                 word, _, text = line.strip().partition(" ")
                 if word == "quit":
                     break

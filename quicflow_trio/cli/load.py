@@ -48,6 +48,8 @@ Examples:
   quicflow load 127.0.0.1 --ca certs/ca.pem --clients 200 --depth 4 --json
 """
 
+FILLING = b"quicflow load "
+
 app = App(name="load", help_epilogue=EPILOGUE)
 
 
@@ -93,7 +95,7 @@ async def load(
         clients=clients,
         messages=messages,
         depth=depth,
-        payload=b"x" * size,
+        payload=(FILLING * size)[:size],
         type=MessageType[type.upper()],
         one_way=one_way,
         id=id,

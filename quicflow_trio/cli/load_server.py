@@ -50,7 +50,8 @@ async def own_server() -> AsyncIterator[tuple[Address, Path]]:
         try:
             yield await _announced(process), ca_file
         finally:
-            await _stop(process)
+            with trio.move_on_after(2 * STOP_SECONDS, shield=True):
+                await _stop(process)
 
 
 async def _announced(process: trio.Process) -> Address:
@@ -71,11 +72,13 @@ async def _announced(process: trio.Process) -> Address:
 
 
 async def _stop(process: trio.Process) -> None:
+    """End the process within `STOP_SECONDS`, by force when it must be."""
     assert process.stdin is not None
-    with trio.move_on_after(STOP_SECONDS, shield=True):
-        await process.stdin.aclose()
+    assert process.stdout is not None
+    await process.stdin.aclose()
+    with trio.move_on_after(STOP_SECONDS):
         await process.wait()
     if process.returncode is None:
         process.kill()
-        with trio.CancelScope(shield=True):  # short: nothing survives SIGKILL
-            await process.wait()
+        await process.wait()
+    await process.stdout.aclose()

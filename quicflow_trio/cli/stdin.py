@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import trio
 
@@ -32,10 +32,10 @@ async def read_all() -> bytes:
     return b"".join(chunks)
 
 
-async def read_lines() -> AsyncIterator[str]:
+async def read_lines() -> AsyncGenerator[str, None]:
     """Iterate over the lines of standard input, without their ends. Bytes that are no UTF-8 become replacement characters.
 
-    A line over 4 MiB is handed out in pieces: input is not buffered without bound.
+    A line over 4 MiB is handed out in pieces: input is not buffered without bound. Leave it early only inside ``aclosing``.
     """
     rest = b""
     while chunk := await _read():

@@ -70,7 +70,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], None]]:
         reader, writer = os.pipe()
         os.write(writer, content)
         os.close(writer)
-        opened.append(open(reader, encoding="utf-8"))  # noqa: SIM115 - closed below
+        opened.append(os.fdopen(reader, encoding="utf-8"))
         monkeypatch.setattr(sys, "stdin", opened[-1])
 
     yield put
@@ -171,6 +171,9 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "quicflow_trio.cli", *arguments], stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True
         )
+        # Ends a wait for a line that never comes.
+        self.watchdog = threading.Timer(SECONDS, self.process.kill)
+        self.watchdog.start()
 
     def line(self, text: str, *, stderr: bool = False) -> str:
         """Read to the first line that has this text."""
@@ -200,6 +203,7 @@ def start() -> Iterator[Callable[..., Child]]:
 
     yield begin
     for child in children:
+        child.watchdog.cancel()
         if child.process.poll() is None:
             child.process.kill()
         child.process.wait(SECONDS)

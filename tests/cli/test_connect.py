@@ -23,7 +23,9 @@ def without_times(text: str) -> list[str]:
 
 
 def test_commands_from_a_pipe(quicflow: Quicflow, server: str, trust: tuple[str, str], stdin: Stdin) -> None:
-    stdin(b"request hello world\r\nquery Q\n\nsend s\nlane bulk\nrequest on a lane\nlane\nrequest fail\nnonsense\nhelp\nstats\nquit\nrequest no\n")
+    stdin(
+        b"request hello world\r\nquery Q\n\nsend s\nlane bulk\nrequest on a lane\nlane\nrequest fail\nnonsense\nhelp\nstats\nquit\nrequest no\n"
+    )
     ran = quicflow("connect", server, "--id", "piped", *trust)
     lines = without_times(ran.out)
     assert (ran.code, ran.err) == (0, "")
@@ -46,8 +48,7 @@ def test_commands_from_a_pipe(quicflow: Quicflow, server: str, trust: tuple[str,
 
 
 def test_what_the_server_sends_is_shown_and_safe(quicflow: Quicflow, server: str, trust: tuple[str, str], stdin: Stdin) -> None:
-    stdin(b"event poke\n")
-    # The server's handler asks back before it ends, so the event is sent as a request to know when.
+    # The second one keeps the session open while the server asks back.
     stdin(b"event poke\nrequest hang\n")
     ran = quicflow("connect", server, "--id", "watcher", *trust, "--timeout", "1")
     lines = without_times(ran.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -77,9 +78,7 @@ async def lost() -> None:
         (broken, "ConnectionLost: the network is gone"),
     ],
 )
-def test_a_step_that_goes_wrong_is_named(
-    quicflow: Quicflow, monkeypatch: pytest.MonkeyPatch, play: object, problem: str
-) -> None:
+def test_a_step_that_goes_wrong_is_named(quicflow: Quicflow, monkeypatch: pytest.MonkeyPatch, play: object, problem: str) -> None:
     monkeypatch.setattr(demo_module, "STEP_SECONDS", 0.2)
     monkeypatch.setattr(demo_module, "STEPS", (Step("Odd", "Something odd happens.", play),))  # type: ignore[arg-type]
     ran = quicflow("demo")
@@ -102,10 +101,8 @@ def test_a_step_whose_promise_fails_is_noticed(quicflow: Quicflow, monkeypatch: 
             assert f"step 2 ({step.title})" in ran.err
 
 
-def test_on_python_without_utf8_it_still_prints(quicflow: Quicflow, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
-    source = "import sys; from quicflow_trio.cli import demo, main; demo.STEPS = demo.STEPS[:1]; sys.exit(main(['demo']))"
+def test_it_prints_also_where_only_ascii_can_be_printed() -> None:
+    source = "import sys; from quicflow_trio.cli import demo, main; demo.STEPS = demo.STEPS[:1] + demo.STEPS[-1:]; sys.exit(main(['demo']))"
     run = subprocess.run(
         [sys.executable, "-X", "utf8=0", "-c", source],
         env={"PYTHONIOENCODING": "ascii"},

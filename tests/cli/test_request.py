@@ -20,7 +20,7 @@ def nobody() -> str:
     """An address where nobody listens."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        return "127.0.0.1:{}".format(sock.getsockname()[1])
+        return f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 def test_the_result_is_printed_as_it_came(quicflow: Quicflow, server: str, trust: tuple[str, str]) -> None:
@@ -98,7 +98,12 @@ def test_an_untrusted_server_is_exit_code_3_with_a_hint(quicflow: Quicflow, serv
 def test_what_can_be_seen_to_be_wrong_is_exit_code_2(
     quicflow: Quicflow, server: str, trust: tuple[str, str], json_option: tuple[str, ...]
 ) -> None:
-    for options in (("--id", " "), ("--id", "a", "--insecure"), ("--id", "a", "--cert", "alone.pem"), ("--id", "a", "--timeout", "inf")):
+    for options in (
+        ("--id", " "),
+        ("--id", "a", "--insecure"),
+        ("--id", "a", "--cert", "alone.pem"),
+        ("--id", "a", "--timeout", "inf"),
+    ):
         ran = quicflow("request", server, "x", *trust, *options, *json_option)
         assert (ran.code, ran.out) == (2, "")
         assert ran.err

@@ -25,7 +25,7 @@ def test_a_signal_drains_and_tells_the_clients(
     client = start("connect", address, "--id", "watcher", *trust)
     client.line("* connected")
     server.process.send_signal(number)
-    client.line("* idle (the server is draining)")
+    client.line("* idle (server shutdown)")
     ended = server.end()
     assert ended.code == 0
     assert "draining for at most 10 s" in ended.err

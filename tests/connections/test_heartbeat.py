@@ -48,7 +48,9 @@ class PingRecorder:
 
 
 @pytest.mark.parametrize(("ours", "asked", "agreed"), [(15.0, 15.0, 15.0), (15.0, 5.0, 5.0), (4.0, 15.0, 4.0)])
-async def test_the_client_pings_at_the_shorter_interval(autojump_clock: MockClock, ours: float, asked: float, agreed: float) -> None:
+async def test_the_client_pings_at_the_shorter_interval(
+    autojump_clock: MockClock, ours: float, asked: float, agreed: float
+) -> None:
     network = MemoryNetwork(delay=0.01)
     recorder = PingRecorder(asked)
     config = ClientConfig(heartbeat_interval=ours)

@@ -17,7 +17,6 @@ from quicflow_trio import (
     ClientConfig,
     ClientState,
     ConfigurationError,
-    ConnectionClosed,
     ConnectionLost,
     Message,
     MessageType,
@@ -296,8 +295,8 @@ async def test_handlers_outlive_the_connection(autojump_clock: MockClock, side: 
         await trio.sleep(25)
         ended.set()
 
-    routers = {"router": router} if side == "server" else {"client_router": router}
-    async with open_world(network=MemoryNetwork(delay=0.01), **routers) as world:
+    there, here = (router, None) if side == "server" else (None, router)
+    async with open_world(network=MemoryNetwork(delay=0.01), router=there, client_router=here) as world:
         client, session = world.clients["client-0"], world.server.sessions["client-0"]
         await trio.sleep(30)
         world.network.partition("client-0")

@@ -100,26 +100,12 @@ async def test_a_restarted_server_over_real_sockets() -> None:
             await server.aclose()
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize(("host", "warns"), [("127.0.0.1", False), ("0.0.0.0", True), ("server", False)])
-async def test_beyond_loopback_it_warns(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, host: str, warns: bool
-) -> None:
-    class Named(MemoryNetwork.__mro__[-1]):  # type: ignore[misc]
-        """A network whose sockets carry the address that was asked for, as real ones do."""
-
-    network = MemoryNetwork()
-    if host != "server":
-        bind = network.bind
-
-        async def bind_as(asked: str, port: int) -> object:
-            sock = await bind("server", port)
-            sock._address = (asked, port)  # type: ignore[attr-defined]
-            network._sockets[asked, port] = network._sockets["server", port]
-            return sock
-
-        network.__dict__["bind"] = bind_as
+async def test_beyond_loopback_it_warns(caplog: pytest.LogCaptureFixture, host: str, warns: bool) -> None:
+    network = MemoryNetwork() if host == "server" else None
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve, Router(), host=host, tls=SERVER_TLS, network=network))
+        server = await nursery.start(partial(serve, Router(), host=host, port=0, tls=SERVER_TLS, network=network))
         assert server.address[0] == host
         await server.aclose()
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -130,20 +116,16 @@ async def test_beyond_loopback_it_warns(
 
 # -- ending ------------------------------------------------------------------------------------------------------------
 async def test_cancelling_serve_tells_every_client(autojump_clock: MockClock) -> None:
-    async with open_machine() as machine:
-        async with client_of(machine.network, "one") as one, client_of(machine.network, "two") as two:
-            for client in (one, two):
-                await client.wait_connected()
-            stopped = trio.current_time()
-            await machine.stop()
-            for client in (one, two):
-                await client.state.wait_value(IDLE)
-                change = client.statistics().history[-1]
-                assert change.reason == "server shutdown"
-                assert change.at - stopped == pytest.approx(0.01)
-        with pytest.raises(ConnectionClosed):
-            pass_on = machine.server
-            raise ConnectionClosed(str(pass_on.address))
+    async with open_machine() as machine, client_of(machine.network, "one") as one, client_of(machine.network, "two") as two:
+        for client in (one, two):
+            await client.wait_connected()
+        stopped = trio.current_time()
+        await machine.stop()
+        for client in (one, two):
+            await client.state.wait_value(IDLE)
+            change = client.statistics().history[-1]
+            assert change.reason == "server shutdown"
+            assert change.at - stopped == pytest.approx(0.01)
 
 
 async def test_calls_under_way_when_the_server_is_cancelled(autojump_clock: MockClock) -> None:
@@ -292,10 +274,7 @@ async def test_a_defect_in_the_clients_connection(
             raise ZeroDivisionError("a defect")
 
         monkeypatch.setattr(connection, "flush", broken)
-        with pytest.raises(ConnectionLost):
-            await client.request(Message.command(b"x"), ack_timeout=200)
-            await (await client.send(Message.event(b""))).delivered()
-        await client.wait_connected()
+        # Not written yet, so it goes out on the next connection.
         assert (await client.request(Message.command(b"x"))).result == b"x"
         assert client.statistics().connects == 2
     assert "ZeroDivisionError" in caplog.text
@@ -309,7 +288,7 @@ async def test_statistics(autojump_clock: MockClock) -> None:
         assert figures.tasks == 2 + 3
         assert figures.disconnects == figures.refused == {}
         assert figures.endpoint.connection_ids == 3 * 5
-        assert list(world.server.sessions) == ["client-0", "client-1", "client-2"]
+        assert sorted(world.server.sessions) == ["client-0", "client-1", "client-2"]
         session = world.server.sessions["client-1"]
         assert session.client_id == "client-1"
         assert session.connected

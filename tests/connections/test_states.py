@@ -110,10 +110,9 @@ async def test_wait_connected_is_told_when_the_client_closes(autojump_clock: Moc
         except ConnectionClosed:
             outcome.append("closed")
 
-    async with trio.open_nursery() as nursery:
-        async with client_of(MemoryNetwork()) as client:
-            nursery.start_soon(wait, client)
-            await trio.sleep(1)
+    async with trio.open_nursery() as nursery, client_of(MemoryNetwork()) as client:
+        nursery.start_soon(wait, client)
+        await trio.sleep(1)
     assert outcome == ["closed"]
 
 

@@ -195,9 +195,7 @@ async def test_many_sessions_share_the_budget_of_the_process(autojump_clock: Moc
 async def test_a_taken_budget_slows_a_new_session_down_but_does_not_stop_it(autojump_clock: MockClock) -> None:
     gate = Gate()
     config = ServerConfig(handler_timeout=math.inf, limits=Limits(total_bytes=MIB))
-    async with open_world(
-        clients=4, network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config
-    ) as world:
+    async with open_world(clients=4, network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config) as world:
         *greedy, modest = world.clients.values()
         for client in greedy:
             await fill(client, bytes(4000), patience=1)

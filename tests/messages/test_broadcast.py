@@ -91,11 +91,11 @@ async def test_one_name_is_not_a_list_of_letters(autojump_clock: MockClock) -> N
             await world.server.broadcast(Message.event(), to="client-0")
 
 
-@pytest.mark.parametrize("timeout", [0, -1.0, math.nan])
-async def test_a_deadline_that_is_none_is_refused(autojump_clock: MockClock, timeout: float) -> None:
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan])
+async def test_a_deadline_that_is_none_is_refused(autojump_clock: MockClock, seconds: float) -> None:
     async with open_world() as world:
         with pytest.raises(ConfigurationError, match="ack_timeout"):
-            await world.server.broadcast(Message.event(), ack_timeout=timeout)
+            await world.server.broadcast(Message.event(), ack_timeout=seconds)
 
 
 async def test_the_report_tells_failure_from_silence(autojump_clock: MockClock) -> None:

@@ -6,9 +6,22 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import Ack, AckStatus, ClientConfig, Delivery, Limits, Message, MessageType, PayloadTooLarge, Peer, ServerConfig
+from quicflow_trio import (
+    Ack,
+    AckStatus,
+    AuthenticationFailed,
+    ClientConfig,
+    Delivery,
+    Limits,
+    Message,
+    MessageType,
+    PayloadTooLarge,
+    Peer,
+    ServerConfig,
+    open_client,
+)
 from quicflow_trio.testing import MemoryNetwork, open_world
-from tests.messages.harness import KINDS, Recorder, assert_at_rest
+from tests.messages.harness import KINDS, Recorder, assert_at_rest, until
 
 MIB = 1 << 20
 
@@ -131,9 +144,7 @@ async def test_what_was_queued_before_the_peers_limit_was_known_is_refused_by_na
     async with open_world(network=network, router=server.router, server_config=small) as world:
         client = world.clients["client-0"]
         network.partition("client-0")
-        with trio.fail_after(100):
-            while client.state.value.value == "connected":
-                await trio.sleep(1)
+        await until(lambda: client.state.value.value != "connected")
         # Between connections only the own limit is known.
         sent = [await client.send(Message.command(bytes(size))) for size in (10, 2000, 20, 3000, 30)]
         outcome: list[str] = []
@@ -159,6 +170,23 @@ async def test_what_was_queued_before_the_peers_limit_was_known_is_refused_by_na
         assert client.statistics().connects == 2
         await trio.sleep(1)
         assert_at_rest(world)
+
+
+@pytest.mark.parametrize("operation", ["send", "request"])
+async def test_what_waits_for_a_server_that_refuses_the_client_is_told(autojump_clock: MockClock, operation: str) -> None:
+    network = MemoryNetwork(delay=0.01)
+    # The public authorities have not signed the server's certificate.
+    async with open_world(clients=0, network=network), open_client("server", client_id="stranger", network=network) as client:
+
+        async def call(size: int) -> None:
+            with pytest.raises(AuthenticationFailed):
+                await getattr(client, operation)(Message.event(bytes(size)))
+
+        async with trio.open_nursery() as nursery:
+            for size in (10, MIB, 20):
+                nursery.start_soon(call, size)
+        figures = client.statistics()
+        assert (figures.outbox_bytes, figures.outbox_messages, figures.requests_waiting) == (0, 0, 0)
 
 
 async def test_messages_sent_in_a_row_share_packets(autojump_clock: MockClock) -> None:

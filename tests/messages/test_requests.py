@@ -132,11 +132,11 @@ async def test_an_infinite_deadline_waits_as_long_as_it_takes(autojump_clock: Mo
         assert len(client._link.deadlines) == 0
 
 
-@pytest.mark.parametrize("timeout", [0, -1, -math.inf, math.nan])
-async def test_a_deadline_that_is_none_is_refused(autojump_clock: MockClock, timeout: float) -> None:
+@pytest.mark.parametrize("seconds", [0, -1, -math.inf, math.nan])
+async def test_a_deadline_that_is_none_is_refused(autojump_clock: MockClock, seconds: float) -> None:
     async with open_world() as world:
         with pytest.raises(ConfigurationError, match="ack_timeout"):
-            await world.clients["client-0"].request(Message.command(), ack_timeout=timeout)
+            await world.clients["client-0"].request(Message.command(), ack_timeout=seconds)
         assert_at_rest(world)
 
 

@@ -121,6 +121,8 @@ def test_a_frame_over_the_limit_is_refused_before_its_body() -> None:
     with pytest.raises(FrameTooLarge):
         lane.feed((LIMIT + FRAME_OVERHEAD + 1).to_bytes(4, "big"))
     arrive(make_lane(), message(1, bytes(LIMIT)))
+    with pytest.raises(RemoteProtocolError, match="payload of 10,001 bytes"):
+        arrive(make_lane(), message(1, bytes(LIMIT + 1)))
 
 
 def test_unknown_frames_are_skipped_and_cost_no_credit() -> None:

@@ -10,9 +10,19 @@ from quicflow_trio.protocol.state import CloseCode, ConnectionState, check_contr
 from quicflow_trio.wire import AckFrame, CancelFrame, Goodbye, Hello, LaneOpen, PingFrame, PongFrame, ReceiptFrame, Welcome
 
 S = ConnectionState
-FRAMES = [Hello(), Welcome(), PingFrame(1), PongFrame(1), Goodbye(), LaneOpen(), AckFrame(1, 1, 1), ReceiptFrame(0, 0), CancelFrame(1)]
+FRAMES = [
+    Hello(),
+    Welcome(),
+    PingFrame(1),
+    PongFrame(1),
+    Goodbye(),
+    LaneOpen(),
+    AckFrame(1, 1, 1),
+    ReceiptFrame(0, 0),
+    CancelFrame(1),
+]
 # Written out once more and not derived: a slip in the table must not be repeated by its test.
-ALLOWED = {
+ALLOWED: dict[tuple[ConnectionState, bool], set[type]] = {
     (S.HELLO, True): {Hello},
     (S.HELLO, False): {Welcome, Goodbye},
     (S.OPEN, True): {PingFrame, Goodbye},
@@ -82,8 +92,7 @@ def test_a_burst_is_answered_then_throttled_then_ends() -> None:
 def test_a_thousand_pings_a_second_end_within_the_first_second() -> None:
     budget = PingBudget(0)
     with pytest.raises(RemoteProtocolError, match="too many pings"):
-        for number in range(1000):
-            budget.take(number / 1000)
+        [budget.take(number / 1000) for number in range(1000)]
 
 
 def test_silence_earns_the_burst_again_and_no_more() -> None:
