@@ -22,7 +22,7 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: ASYNC103  raised again below, outside the nursery
                 if _is_cancelled(exc):
                     # For the nursery to judge: when a background task fails, it is the nursery that cancels the block.
                     raise
@@ -30,7 +30,7 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
                 failure = exc
             finally:
                 nursery.cancel_scope.cancel()
-    except (trio.Cancelled, BaseExceptionGroup) as exc:
+    except (trio.Cancelled, BaseExceptionGroup) as exc:  # noqa: ASYNC103  only a cancellation that the nursery has dealt with ends here
         if failure is None:
             raise
         others = exc.split(trio.Cancelled)[1] if isinstance(exc, BaseExceptionGroup) else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import trio
 
 from .protocol.waiting import DeadlineHeap, Expiring
@@ -39,4 +37,4 @@ class Deadlines:
         while True:
             self._heap.expire(trio.current_time())
             with trio.CancelScope(deadline=self._heap.next_deadline()) as self._sleep:
-                await trio.sleep(math.inf)
+                await trio.sleep_forever()

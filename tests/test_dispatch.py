@@ -373,8 +373,8 @@ async def test_a_handler_that_swallows_its_cancellation_is_believed(autojump_clo
     async def stubborn(request: Request) -> bytes:
         try:
             await trio.sleep(5)
-        except trio.Cancelled:
-            return b"nevertheless"
+        except trio.Cancelled:  # noqa: ASYNC103  a stubborn handler
+            return b"nevertheless"  # noqa: ASYNC104
         return b"rested"
 
     bench = Bench(router, workers=1, handler_timeout=1.0)

@@ -32,7 +32,7 @@ async def test_a_life_from_idle_to_idle(autojump_clock: MockClock, caplog: pytes
         async with client_of(machine.network) as client:
             assert client.state.value is IDLE
             assert await client.state.wait_value(CONNECTING) is CONNECTING
-            nursery.start_soon(watch, client)
+            nursery.start_soon(watch, client)  # noqa: ASYNC111  it ends by itself when the client is left
             assert await client.state.wait_value(CONNECTED) is CONNECTED
             await client.wait_connected()
             assert client.state.value is CONNECTED
@@ -111,7 +111,7 @@ async def test_wait_connected_is_told_when_the_client_closes(autojump_clock: Moc
             outcome.append("closed")
 
     async with trio.open_nursery() as nursery, client_of(MemoryNetwork()) as client:
-        nursery.start_soon(wait, client)
+        nursery.start_soon(wait, client)  # noqa: ASYNC111  what happens when it is left is the question
         await trio.sleep(1)
     assert outcome == ["closed"]
 
