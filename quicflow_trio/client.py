@@ -17,6 +17,7 @@ from .background import open_background
 from .config import ClientConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
+from .dispatch import run_handlers
 from .endings import loss, refusal
 from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError
 from .heartbeat import heartbeat
@@ -99,9 +100,7 @@ class Client(Peer):
         state: the `ClientState` as an observable: ``.value``, ``await .wait_value(v)``, ``async for new, old in .transitions()``.
     """
 
-    def __init__(
-        self, host: str, port: int, client_id: str, tls: TLSContext, router: Router, config: ClientConfig, network: Network
-    ) -> None:
+    def __init__(self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network) -> None:
         self.client_id = client_id
         self.state = Observable(ClientState.IDLE)
         self._host = host
@@ -113,8 +112,6 @@ class Client(Peer):
         limits = config.limits
         link = Link(
             config,
-            router=router,
-            sender="server",
             table=WaitingTable(limits.waiting, limits.waiting_per_session),
             deadlines=self._deadlines,
             budget=CreditBudget(limits.total_bytes),
@@ -355,12 +352,13 @@ async def open_client(
         log.warning("client %s does not verify the server's certificate (insecure)", client_id)
     network = (UdpNetwork() if network is None else network).for_client(client_id)
     config = ClientConfig() if config is None else config
-    client = Client(host, port, client_id, TLSContext(tls), router or Router(), config, network)
+    client = Client(host, port, client_id, TLSContext(tls), config, network)
     try:
         async with open_background() as background:
             background.start_soon(client._deadlines.run)
             background.start_soon(client._supervise)
-            client._link.serve(client, background)
+            handlers = Router() if router is None else router
+            run_handlers(client._link, handlers, peer=client, sender="server", nursery=background)
             try:
                 yield client
                 await client._leave()

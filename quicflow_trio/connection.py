@@ -8,19 +8,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 import trio
 
 from .config import Limits
-from .errors import LaneLimitReached, LocalProtocolError, ProtocolError, RemoteProtocolError
+from .errors import ProtocolError, RemoteProtocolError
+from .lanes import LaneStreams
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.pump import Pump
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
-from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
+from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
 from .protocol.pings import PingBudget
 from .protocol.state import CloseCode, ConnectionState, check_control_frame
@@ -60,7 +60,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection:
-    """One connection: control stream, lanes of both sides, liveness. `net.pump.Driver` for its pump.
+    """One connection: control stream, liveness, drain; its lanes are `LaneStreams`. `net.pump.Driver` for its pump.
 
     Args:
         engine: the QUIC side.
@@ -81,8 +81,6 @@ class Connection:
         last_heard: when the last frame came (Trio clock).
         last_ping: when the last ping came or, on a client, the last pong (Trio clock); None before.
         rtt_sample: seconds from ping to pong, the last one; None before, and on a server.
-        bytes_sent: stream bytes written.
-        bytes_received: stream bytes received.
         goodbye: the peer's goodbye, None before it came.
         farewell: what a cancelled connection tells its peer as its last word.
         closed: set once the connection has ended.
@@ -110,8 +108,7 @@ class Connection:
         self.last_heard = now
         self.last_ping: float | None = None
         self.rtt_sample: float | None = None
-        self.bytes_sent = 0
-        self.bytes_received = 0
+        self._control_bytes_sent = 0
         self.goodbye: Goodbye | None = None
         self.farewell = (CloseCode.NORMAL, "client disconnect") if is_client else (CloseCode.SHUTDOWN, "server shutdown")
         self.closed = trio.Event()
@@ -125,20 +122,12 @@ class Connection:
         self._control = FrameReader(CONTROL_FRAME_LIMIT)
         self._control_arrived = 0
         self._control_out: list[bytes] = []
-        self._senders: dict[int, LaneSender] = {}
-        self._return_arrived: dict[int, int] = {}
-        self._receivers: dict[int, LaneReceiver] = {}
+        self._lanes: LaneStreams | None = None
         self._early: list[StreamData] = []
-        # Dictionaries as ordered sets: the order of writing must not depend on hashes.
-        self._senders_pending: dict[LaneSender, None] = {}
-        self._senders_stalled: dict[LaneSender, None] = {}
-        self._receivers_pending: dict[LaneReceiver, None] = {}
         self._pings: dict[int, float] = {}
         self._ping_number = 0
         self._ping_budget = PingBudget(now)
         self._said_goodbye = False
-        # False once the peer has asked, unasked itself, that nothing new be started; its answer to our own goodbye does not ask that.
-        self._may_start = True
         self._quiet: trio.Event | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             StreamReset: self._stream_reset,
@@ -170,14 +159,8 @@ class Connection:
 
     def _finish(self) -> None:
         self.state = ConnectionState.CLOSED
-        for lane in self._receivers.values():
-            lane.detach()
-            if self.link is not None:
-                self.link.account(lane)
-                # Its acks have nowhere to go now, so they hold no handler back.
-                self.link.dispatcher.resume(lane)
-        self._senders_pending.clear()
-        self._receivers_pending.clear()
+        if self._lanes is not None:
+            self._lanes.end()
         if self._quiet is not None:
             self._quiet.set()
         ended = self.engine.ended
@@ -191,10 +174,12 @@ class Connection:
         self.terms = terms
         self.state = ConnectionState.OPEN
         self.opened_at = trio.current_time()
+        self._lanes = lanes = LaneStreams(self.engine, link, self._limits, is_client=self._is_client, kick=self.pump.kick)
+        lanes.may_start = self.goodbye is None
         link.attach(self, terms)
         early, self._early = self._early, []
         for event in early:
-            self._stream_data(event)
+            lanes.handle_data(event)
         self.pump.kick()
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -235,31 +220,27 @@ class Connection:
 
     def received(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
-        if self._senders_stalled:
-            self._senders_pending.update(self._senders_stalled)
-            self._senders_stalled.clear()
+        if self._lanes is not None:
+            self._lanes.recheck_credit()
 
     def flush(self, now: float) -> None:
         """Write into the engine what waits to be written, one piece per stream."""
         if self.engine.closing or self.state is ConnectionState.CLOSED:
             return
-        if self._receivers_pending:
-            receivers, self._receivers_pending = self._receivers_pending, {}
-            for receiver in receivers:
-                self._flush_receiver(receiver)
-        if self._senders_pending:
-            senders, self._senders_pending = self._senders_pending, {}
-            for sender in senders:
-                self._flush_sender(sender)
-        if self.goodbye is not None and not self._said_goodbye and self._nothing_on_the_wire():
-            self.say_goodbye(CloseCode.NORMAL, "nothing of mine is on the wire")
+        lanes = self._lanes
+        if lanes is not None:
+            lanes.flush()
+            if self.goodbye is not None and not self._said_goodbye and lanes.all_received:
+                self.say_goodbye(CloseCode.NORMAL, "nothing of mine is on the wire")
         if self._control_out:
             if self.engine.unsent(CONTROL_STREAM) > CONTROL_FRAME_LIMIT:
                 # A peer that pings and never reads the pongs.
                 self.close(CloseCode.SLOW_CONSUMER, "the control stream is not read")
                 return
-            self._write(CONTROL_STREAM, b"".join(self._control_out))
+            data = b"".join(self._control_out)
             self._control_out.clear()
+            self._control_bytes_sent += len(data)
+            self.engine.write(CONTROL_STREAM, data)
 
     def deadline(self) -> float:
         """Return when the peer must have been heard of."""
@@ -288,58 +269,15 @@ class Connection:
 
     # -- streams in ------------------------------------------------------------------------------------------------
     def _stream_data(self, event: StreamData) -> None:
-        stream_id = event.stream_id
-        receiver = self._receivers.get(stream_id)
-        if receiver is not None:
-            self._lane_data(receiver, event)
-            return
-        self.bytes_received += len(event.data)
-        sender = self._senders.get(stream_id)
-        if sender is not None:
-            self._return_data(sender, event)
-        elif stream_id == CONTROL_STREAM:
+        if event.stream_id == CONTROL_STREAM:
             self._control_data(event)
+        elif self._lanes is not None:
+            self._lanes.handle_data(event)
         elif self.state is ConnectionState.HELLO and self._is_client:
             # Lane data that overtook the welcome: bounded by the initial window, read once the welcome is here.
-            self.bytes_received -= len(event.data)
             self._early.append(event)
-        elif self.link is None:
-            raise RemoteProtocolError("the first frame must be a hello")
-        elif bool(stream_id & 1) is not self._is_client:
-            raise RemoteProtocolError(f"stream {stream_id} is not a lane")
         else:
-            self.bytes_received -= len(event.data)
-            if len(self._receivers) >= self._limits.lanes:
-                raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
-            receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window)
-            self._receivers[stream_id] = receiver
-            self._lane_data(receiver, event)
-
-    def _lane_data(self, receiver: LaneReceiver, event: StreamData) -> None:
-        link = self.link
-        assert link is not None
-        self.bytes_received += len(event.data)
-        named = receiver.name is not None
-        receiver.feed(event.data)
-        link.dispatcher.receive(receiver)
-        if not named and receiver.name is not None:
-            self._check_lane_name(receiver)
-        if event.fin:
-            raise RemoteProtocolError("a lane was closed before its session")
-        self._receivers_pending[receiver] = None
-
-    def _check_lane_name(self, receiver: LaneReceiver) -> None:
-        if any(other.name == receiver.name and other is not receiver for other in self._receivers.values()):
-            raise RemoteProtocolError(f"lane {receiver.name!r} was opened twice")
-
-    def _return_data(self, sender: LaneSender, event: StreamData) -> None:
-        if event.fin:
-            raise RemoteProtocolError("the return half of a lane was closed before its session")
-        stream_id = event.stream_id
-        arrived = self._return_arrived[stream_id] + len(event.data)
-        self._return_arrived[stream_id] = arrived
-        sender.handle_return(event.data)
-        self.engine.grant(stream_id, arrived + RETURN_WINDOW)
+            raise RemoteProtocolError("the first frame must be a hello")
 
     def _control_data(self, event: StreamData) -> None:
         if event.fin:
@@ -366,7 +304,9 @@ class Connection:
         else:
             assert isinstance(frame, (Hello, Welcome, Goodbye))
             if isinstance(frame, Goodbye):
-                self._may_start = self._said_goodbye and self._may_start
+                if self._lanes is not None and not self._said_goodbye:
+                    # Unasked, it wants that nothing new be started; as the answer to our own goodbye it does not.
+                    self._lanes.may_start = False
                 self.goodbye = frame
                 if self.state is ConnectionState.OPEN:
                     self.state = ConnectionState.DRAINING
@@ -386,22 +326,13 @@ class Connection:
     # -- streams out -----------------------------------------------------------------------------------------------
     def lane_pending(self, lane: LaneSender) -> None:
         """Note that a lane has something to write, and have it written soon."""
-        self._senders_pending[lane] = None
-        self.pump.kick()
+        if self._lanes is not None:
+            self._lanes.note_sender(lane)
 
     def lane_progress(self, lane: LaneReceiver) -> None:
-        """Note that a handler has ended: its ack and, when enough has gathered, new credit go out soon."""
-        self._receivers_pending[lane] = None
-        link = self.link
-        assert link is not None
-        if lane.ack_bytes or self._quiet is not None or self.goodbye is not None:
-            self.pump.kick()
-        elif lane.released - lane.granted > -(self._limits.lane_window // 2):
-            # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
-            self.pump.kick()
-        elif not lane.active:
-            # Nothing may come on this lane for hours: what it has given back must not shrink the windows of others meanwhile.
-            link.account(lane)
+        """Note that a handler has ended."""
+        if self._lanes is not None:
+            self._lanes.note_receiver(lane, at_once=self._quiet is not None or self.goodbye is not None)
 
     def send_hello(self, hello: Hello) -> None:
         """Open the control stream with a client's hello."""
@@ -433,62 +364,22 @@ class Connection:
         self._control_out.append(encode(frame))
         self.pump.kick()
 
-    def _write(self, stream_id: int, data: bytes) -> None:
-        self.bytes_sent += len(data)
-        self.engine.write(stream_id, data)
+    # -- figures ---------------------------------------------------------------------------------------------------
+    @property
+    def bytes_sent(self) -> int:
+        """Stream bytes written."""
+        return self._control_bytes_sent + (0 if self._lanes is None else self._lanes.bytes_sent)
 
-    def _flush_receiver(self, receiver: LaneReceiver) -> None:
-        link = self.link
-        assert link is not None
-        engine = self.engine
-        if engine.unsent(receiver.stream_id) <= self._limits.outbox_bytes:
-            stalled = receiver.ack_bytes > self._limits.outbox_bytes
-            batch = receiver.next_batch()
-            if batch:
-                self._write(receiver.stream_id, batch)
-            if stalled:
-                link.dispatcher.resume(receiver)
-        else:
-            # The peer does not read its acks. They wait here, and past the limit no further handler starts.
-            self._receivers_pending[receiver] = None
-        link.account(receiver)
-        window = link.window()
-        limit = receiver.credit_limit(window)
-        if limit > receiver.granted:
-            receiver.granted = limit
-            engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+    @property
+    def bytes_received(self) -> int:
+        """Stream bytes received."""
+        return self._control_arrived + (0 if self._lanes is None else self._lanes.bytes_received)
 
-    def _flush_sender(self, sender: LaneSender) -> None:
-        engine = self.engine
-        if sender.stream_id is None:
-            link = self.link
-            assert link is not None
-            if not link.allows(sender):
-                sender.fail_queued(partial(LaneLimitReached, f"the peer allows {link.lane_limit} lanes"))
-                return
-            try:
-                sender.stream_id = stream_id = engine.open_stream()
-            except LocalProtocolError:
-                # The peer's transport allows fewer streams than its hello lanes; wait for it to allow more.
-                self._senders_stalled[sender] = None
-                return
-            self._senders[stream_id] = sender
-            self._return_arrived[stream_id] = 0
-            sender.open_return(self._limits.payload + FRAME_OVERHEAD)
-        stream_id = sender.stream_id
-        # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
-        credit = engine.credit(stream_id) if self._may_start else 0
-        batch = sender.next_batch(credit)
-        if batch:
-            self._write(stream_id, batch)
-        if sender.pending:
-            self._senders_stalled[sender] = None
-
-    # -- draining --------------------------------------------------------------------------------------------------
     def unacked(self) -> int:
         """Return how many bytes written the peer's transport has not acknowledged."""
         return self.engine.unacked()
 
+    # -- draining --------------------------------------------------------------------------------------------------
     def begin_drain(self) -> None:
         """Watch from now on for the moment when nothing is under way; say goodbye first.
 
@@ -504,17 +395,10 @@ class Connection:
             await self._quiet.wait()
 
     def _is_quiet(self) -> bool:
-        link = self.link
         return (
-            link is not None
+            self._lanes is not None
             and self.goodbye is not None
             and not self._control_out
-            and self._nothing_on_the_wire()
-            and not any(lane.waiting for lane in self._senders.values())
-            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+            and self._lanes.quiet
             and self.engine.unacked() == 0
         )
-
-    def _nothing_on_the_wire(self) -> bool:
-        """Return True when the peer has confirmed every message that was written, and none waits that may still be written."""
-        return not any(lane.unreceipted or (lane.unwritten and self._may_start) for lane in self._senders.values())

@@ -11,20 +11,18 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import trio
 
 from .deadlines import Deadlines
 from .errors import ProtocolError
+from .link import Link
 from .message import AckStatus, Delivery, Message, MessageType
+from .peer import Peer
 from .protocol.lane_receiver import Incoming, LaneReceiver
 from .router import Request, Router
 
-if TYPE_CHECKING:
-    from .peer import Peer
-
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "run_handlers"]
 
 log = logging.getLogger(__name__)
 
@@ -388,3 +386,30 @@ def _reason(exc: Exception) -> str:
     except Exception:  # noqa: BLE001 - whatever a foreign __str__ raises, the handler's own error is what counts
         text = kind
     return text.encode("utf-8", "replace")[:REASON_BYTES].decode("utf-8", "ignore")
+
+
+def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery: trio.Nursery) -> None:
+    """Run the handlers of a session in this nursery from now on.
+
+    Args:
+        link: the session.
+        router: the handlers.
+        peer: what they get to answer through.
+        sender: what received messages get as their sender.
+        nursery: where the handlers' tasks start, on demand.
+    """
+    config = link.config
+    link.dispatcher = dispatcher = Dispatcher(
+        router,
+        peer=peer,
+        sender=sender,
+        workers=config.workers,
+        handler_timeout=config.handler_timeout,
+        payload_limit=config.limits.payload,
+        queue_limit=config.limits.dispatch_queue,
+        ack_limit=config.limits.outbox_bytes,
+        deadlines=link.deadlines,
+        progress=link.progress,
+        broken=link.broken,
+    )
+    dispatcher.start(nursery)

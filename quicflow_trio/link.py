@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
 from .config import ClientConfig, ServerConfig
 from .deadlines import Deadlines
-from .dispatch import Dispatcher
 from .errors import PayloadTooLarge, ProtocolError
 from .message import Message
 from .protocol.credit import CreditBudget
@@ -17,13 +16,69 @@ from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import ErrorFactory, LaneSender, Outgoing
 from .protocol.waiting import WaitingShare, WaitingTable
-from .router import Router
-
-if TYPE_CHECKING:
-    from .connection import Connection
-    from .peer import Peer
 
 __all__ = ["Link"]
+
+
+class Carrier(Protocol):
+    """What a link needs of the connection that carries it: `connection.Connection`."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Stream bytes written."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Stream bytes received."""
+
+    def unacked(self) -> int:
+        """Return how many bytes written the peer's transport has not acknowledged."""
+
+    def lane_pending(self, lane: LaneSender) -> None:
+        """Note that a lane has something to write."""
+
+    def lane_progress(self, lane: LaneReceiver) -> None:
+        """Note that a handler has ended."""
+
+    def fail(self, error: ProtocolError) -> None:
+        """Close because the peer broke the protocol."""
+
+    def abandon(self) -> None:
+        """Take nothing in any more, and write nothing."""
+
+
+class Handlers(Protocol):
+    """What a link needs of the dispatcher that runs its handlers: `dispatch.Dispatcher`."""
+
+    payload_limit: int
+
+    @property
+    def received(self) -> int:
+        """Messages whose handler was started."""
+
+    @property
+    def failed(self) -> int:
+        """Handlers that did not succeed."""
+
+    @property
+    def cancelled(self) -> int:
+        """Messages taken back by their sender before their handler ended."""
+
+    @property
+    def running(self) -> int:
+        """Handlers that run now."""
+
+    def receive(self, lane: LaneReceiver) -> None:
+        """Take what a lane has received."""
+
+    def resume(self, lane: LaneReceiver) -> None:
+        """Look at a lane again."""
+
+    def stop(self) -> None:
+        """Start no further handler."""
+
+    async def wait_idle(self) -> None:
+        """Wait until no handler runs and no decoded message waits for one."""
 
 
 class Link:
@@ -31,11 +86,11 @@ class Link:
 
     Attributes:
         lanes: the lanes this side has opened, by name; the default lane has the empty name.
-        peers: what users send on each of them through, by name.
         share: this session's part of the waiting table.
         deadlines: where ack deadlines stand.
         ack_timeout: default of `Peer.request`, seconds.
-        dispatcher: runs the handlers.
+        config: as given.
+        dispatcher: runs the handlers; `dispatch.run_handlers` sets it before anything is received.
         opened: set once the first connection stood, or none ever will.
         connection: the connection that carries the session now, None while there is none.
         lane_limit: lanes that this side may have open.
@@ -46,48 +101,25 @@ class Link:
         self,
         config: ClientConfig | ServerConfig,
         *,
-        router: Router,
-        sender: str,
         table: WaitingTable,
         deadlines: Deadlines,
         budget: CreditBudget,
     ) -> None:
         limits = config.limits
-        self._config = config
-        self._router = router
-        self._sender = sender
+        self.config: ClientConfig | ServerConfig = config
+        self.dispatcher: Handlers
         self._budget = budget
         self._ended: ErrorFactory | None = None
         self._payload_limit = limits.payload
         self._earlier_bytes = (0, 0)
         self.lanes = {"": LaneSender("", limits.outbox_bytes)}
-        self.peers: dict[str, Peer] = {}
         self.share = WaitingShare(table)
         self.deadlines = deadlines
         self.ack_timeout = config.ack_timeout
         self.opened = trio.Event()
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.lane_limit = limits.lanes
         self.held_bytes = 0
-
-    def serve(self, peer: Peer, nursery: trio.Nursery) -> None:
-        """Run handlers in this nursery, with ``peer`` as what they get to answer through."""
-        config = self._config
-        self.peers[""] = peer
-        self.dispatcher = Dispatcher(
-            self._router,
-            peer=peer,
-            sender=self._sender,
-            workers=config.workers,
-            handler_timeout=config.handler_timeout,
-            payload_limit=config.limits.payload,
-            queue_limit=config.limits.dispatch_queue,
-            ack_limit=config.limits.outbox_bytes,
-            deadlines=self.deadlines,
-            progress=self._progress,
-            broken=self._broken,
-        )
-        self.dispatcher.start(nursery)
 
     # -- what a peer sends -----------------------------------------------------------------------------------------
     def check(self, message: Message) -> None:
@@ -104,7 +136,7 @@ class Link:
 
     def add_lane(self, name: str) -> LaneSender:
         """Open one more lane; the caller has checked name and limit."""
-        lane = self.lanes[name] = LaneSender(name, self._config.limits.outbox_bytes)
+        lane = self.lanes[name] = LaneSender(name, self.config.limits.outbox_bytes)
         if self.connection is not None:
             lane.notify = self.connection.lane_pending
         return lane
@@ -114,10 +146,10 @@ class Link:
         return lane in itertools.islice(self.lanes.values(), self.lane_limit)
 
     # -- connections -----------------------------------------------------------------------------------------------
-    def attach(self, connection: Connection, terms: Terms) -> None:
+    def attach(self, connection: Carrier, terms: Terms) -> None:
         """Let a connection carry the session from now on: what waited in the outboxes goes out on it."""
         self.connection = connection
-        limits = self._config.limits
+        limits = self.config.limits
         self._payload_limit = min(limits.payload, terms.payload)
         self.lane_limit = min(limits.lanes, terms.lanes)
         self.dispatcher.payload_limit = self._payload_limit
@@ -136,7 +168,7 @@ class Link:
             connection.abandon()
             sent, received = self._earlier_bytes
             self._earlier_bytes = (sent + connection.bytes_sent, received + connection.bytes_received)
-        self._payload_limit = self._config.limits.payload
+        self._payload_limit = self.config.limits.payload
         for lane in self.lanes.values():
             lane.connection_lost(error)
 
@@ -167,15 +199,17 @@ class Link:
 
     def window(self) -> int:
         """Return the credit window for a lane at the moment, bytes."""
-        return self._budget.window(self._config.limits.lane_window)
+        return self._budget.window(self.config.limits.lane_window)
 
-    def _progress(self, lane: LaneReceiver) -> None:
+    def progress(self, lane: LaneReceiver) -> None:
+        """Note that a message of a lane is done with."""
         if lane.attached and self.connection is not None:
             self.connection.lane_progress(lane)
         else:
             self.account(lane)
 
-    def _broken(self, lane: LaneReceiver, error: ProtocolError) -> None:
+    def broken(self, lane: LaneReceiver, error: ProtocolError) -> None:
+        """Note that a lane's bytes make no sense."""
         if lane.attached and self.connection is not None:
             self.connection.fail(error)
 

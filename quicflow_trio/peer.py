@@ -109,9 +109,12 @@ class Sent:
 class Peer:
     """The other side of a session, or one lane of it. The library makes it: see `open_client` and `Server.sessions`."""
 
-    def __init__(self, link: Link, lane: LaneSender) -> None:
+    def __init__(self, link: Link, lane: LaneSender, family: dict[str, Peer] | None = None) -> None:
         self._link = link
         self._lane = lane
+        # All lanes of one session by name, this one included; every one of them can find the others.
+        self._family = {} if family is None else family
+        self._family[lane.name] = self
         self._since_yield = 0
 
     async def send(self, message: Message) -> Sent:
@@ -212,14 +215,14 @@ class Peer:
             ConfigurationError: the name is longer than 128 bytes or not printable.
         """
         link = self._link
-        peer = link.peers.get(name)
+        peer = self._family.get(name)
         if peer is None:
             problem = check_lane_name(name)
             if problem is not None:
                 raise ConfigurationError(f"lane name {problem}")
             if len(link.lanes) >= link.lane_limit:
                 raise LaneLimitReached(f"{len(link.lanes)} lanes are open already, the limit is {link.lane_limit}")
-            peer = link.peers[name] = Peer(link, link.add_lane(name))
+            peer = Peer(link, link.add_lane(name), self._family)
         return peer
 
     def statistics(self) -> PeerStatistics:

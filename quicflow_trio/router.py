@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import NamedTuple, final
 
 from .errors import ConfigurationError
 from .message import Message, MessageType
-
-if TYPE_CHECKING:
-    from .peer import Peer
+from .peer import Peer
 
 __all__ = ["Handler", "Request", "Router"]
 

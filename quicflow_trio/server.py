@@ -18,6 +18,7 @@ from .broadcast import BroadcastReport, broadcast
 from .config import ServerConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
+from .dispatch import run_handlers
 from .endings import loss
 from .errors import ConfigurationError, ConnectionClosed, RemoteProtocolError
 from .link import Link
@@ -294,8 +295,6 @@ class Server:
         client_id = hello.client_id
         link = Link(
             config,
-            router=self._router,
-            sender=client_id,
             table=self._table,
             deadlines=self._deadlines,
             budget=self._budget,
@@ -310,7 +309,7 @@ class Server:
         )
         nursery = self._half_open.pop(connection)
         assert nursery is not None, "a connection that says hello has its task"
-        link.serve(session, nursery)
+        run_handlers(link, self._router, peer=session, sender=client_id, nursery=nursery)
         older = self._registry.enter(session)
         if older is not None:
             if older.connected:

@@ -413,7 +413,9 @@ async def test_a_client_that_does_not_read_its_acks(autojump_clock: MockClock) -
             raw.write(stream_id, message(seq, ack=True, type=MessageType.QUERY))
         await trio.sleep(20)
         session = world.server.sessions["raw"]
-        receiver = session._connection._receivers[stream_id]
+        lanes = session._connection._lanes
+        assert lanes is not None
+        receiver = lanes._receivers[stream_id]
         # 20 KB are with the client, 50 KB wait in QUIC, 50 KB in the lane; one round of workers may come on top.
         assert started < 200
         assert session._connection.engine.unsent(stream_id) < 110_000

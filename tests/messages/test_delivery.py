@@ -90,7 +90,7 @@ async def test_what_the_sender_chose_is_what_the_receiver_sees(autojump_clock: M
         assert (received.sender, received.timestamp, received.delivery) == ("client-0", message.timestamp, Delivery.REDELIVER)
         back = Message.command()
         client = Recorder()
-        world.clients["client-0"]._link.dispatcher._router = client.router
+        world.clients["client-0"]._link.dispatcher._router = client.router  # type: ignore[attr-defined]
         await world.server.sessions["client-0"].request(back)
         assert (client.received[0].sender, client.received[0].delivery) == ("server", Delivery.AT_MOST_ONCE)
 

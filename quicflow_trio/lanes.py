@@ -1,0 +1,222 @@
+"""The lanes of one connection on the streams that carry them: both directions, both halves, with their credit. Synchronous throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from .config import Limits
+from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
+from .link import Link
+from .protocol.credit import RETURN_WINDOW
+from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
+from .protocol.lane_sender import LaneSender
+from .quic.engine import Engine, StreamData
+
+__all__ = ["LaneStreams"]
+
+
+class LaneStreams:
+    """Which lane runs on which stream of one connection, and what waits to be written there.
+
+    Contract: `handle_data` takes in what the engine reports, `note_sender` and `note_receiver` mark lanes with something to write,
+    `flush` writes it, one piece per stream. The owner kicks the pump.
+
+    Args:
+        engine: the connection's engine.
+        link: the session that the lanes belong to.
+        limits: this side's limits.
+        is_client: which side this is.
+        kick: has the connection's pump take a turn.
+
+    Attributes:
+        may_start: false once the peer asked that no new message be started.
+        bytes_sent: bytes written on lanes, both halves.
+        bytes_received: bytes received on lanes, both halves.
+    """
+
+    def __init__(self, engine: Engine, link: Link, limits: Limits, *, is_client: bool, kick: Callable[[], None]) -> None:
+        self.may_start: bool = True
+        self.bytes_sent: int = 0
+        self.bytes_received: int = 0
+        self._engine = engine
+        self._link = link
+        self._limits = limits
+        # Streams that the server opened have an odd number (RFC 9000 section 2.1).
+        self._peer_bit = 1 if is_client else 0
+        self._kick = kick
+        self._senders: dict[int, LaneSender] = {}
+        self._return_arrived: dict[int, int] = {}
+        self._receivers: dict[int, LaneReceiver] = {}
+        # Dictionaries as ordered sets: the order of writing must not depend on hashes.
+        self._senders_pending: dict[LaneSender, None] = {}
+        self._senders_stalled: dict[LaneSender, None] = {}
+        self._receivers_pending: dict[LaneReceiver, None] = {}
+
+    # -- in --------------------------------------------------------------------------------------------------------
+    def handle_data(self, event: StreamData) -> None:
+        """Take in bytes of any stream but the control stream.
+
+        Raises:
+            ProtocolError: the peer may not do that.
+        """
+        stream_id = event.stream_id
+        self.bytes_received += len(event.data)
+        receiver = self._receivers.get(stream_id)
+        if receiver is not None:
+            self._receive(receiver, event)
+            return
+        sender = self._senders.get(stream_id)
+        if sender is not None:
+            self._receive_return(sender, event)
+            return
+        if stream_id & 1 != self._peer_bit:
+            raise RemoteProtocolError(f"stream {stream_id} is not a lane")
+        if len(self._receivers) >= self._limits.lanes:
+            raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
+        receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window)
+        self._receivers[stream_id] = receiver
+        self._receive(receiver, event)
+
+    def _receive(self, receiver: LaneReceiver, event: StreamData) -> None:
+        named = receiver.name is not None
+        receiver.feed(event.data)
+        self._link.dispatcher.receive(receiver)
+        if not named and receiver.name is not None:
+            self._check_name(receiver)
+        if event.fin:
+            raise RemoteProtocolError("a lane was closed before its session")
+        self._receivers_pending[receiver] = None
+
+    def _check_name(self, receiver: LaneReceiver) -> None:
+        if any(other.name == receiver.name and other is not receiver for other in self._receivers.values()):
+            raise RemoteProtocolError(f"lane {receiver.name!r} was opened twice")
+
+    def _receive_return(self, sender: LaneSender, event: StreamData) -> None:
+        if event.fin:
+            raise RemoteProtocolError("the return half of a lane was closed before its session")
+        stream_id = event.stream_id
+        arrived = self._return_arrived[stream_id] + len(event.data)
+        self._return_arrived[stream_id] = arrived
+        sender.handle_return(event.data)
+        self._engine.grant(stream_id, arrived + RETURN_WINDOW)
+
+    def recheck_credit(self) -> None:
+        """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
+        if self._senders_stalled:
+            self._senders_pending.update(self._senders_stalled)
+            self._senders_stalled.clear()
+
+    # -- out -------------------------------------------------------------------------------------------------------
+    def note_sender(self, lane: LaneSender) -> None:
+        """Note that a lane has something to write, and have it written soon."""
+        self._senders_pending[lane] = None
+        self._kick()
+
+    def note_receiver(self, lane: LaneReceiver, *, at_once: bool) -> None:
+        """Note that a handler has ended: its ack and, when enough has gathered, new credit go out soon.
+
+        Args:
+            lane: the lane of the handler.
+            at_once: true to write even what is not worth a packet of its own: somebody waits for silence.
+        """
+        self._receivers_pending[lane] = None
+        if lane.ack_bytes or at_once:
+            self._kick()
+        elif lane.released - lane.granted > -(self._limits.lane_window // 2):
+            # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
+            self._kick()
+        elif not lane.active:
+            # Nothing may come on this lane for hours: what it has given back must not shrink the windows of others meanwhile.
+            self._link.account(lane)
+
+    def flush(self) -> None:
+        """Write what waits: receipts, acks and credit first, then cancellations and messages, one piece per stream."""
+        if self._receivers_pending:
+            receivers, self._receivers_pending = self._receivers_pending, {}
+            for receiver in receivers:
+                self._flush_receiver(receiver)
+        if self._senders_pending:
+            senders, self._senders_pending = self._senders_pending, {}
+            for sender in senders:
+                self._flush_sender(sender)
+
+    def _write(self, stream_id: int, data: bytes) -> None:
+        self.bytes_sent += len(data)
+        self._engine.write(stream_id, data)
+
+    def _flush_receiver(self, receiver: LaneReceiver) -> None:
+        link, engine = self._link, self._engine
+        if engine.unsent(receiver.stream_id) <= self._limits.outbox_bytes:
+            stalled = receiver.ack_bytes > self._limits.outbox_bytes
+            batch = receiver.next_batch()
+            if batch:
+                self._write(receiver.stream_id, batch)
+            if stalled:
+                link.dispatcher.resume(receiver)
+        else:
+            # The peer does not read its acks. They wait here, and past the limit no further handler starts.
+            self._receivers_pending[receiver] = None
+        link.account(receiver)
+        window = link.window()
+        limit = receiver.credit_limit(window)
+        if limit > receiver.granted:
+            receiver.granted = limit
+            engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+
+    def _flush_sender(self, sender: LaneSender) -> None:
+        stream_id = sender.stream_id
+        if stream_id is None:
+            stream_id = self._open(sender)
+            if stream_id is None:
+                return
+        # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
+        credit = self._engine.credit(stream_id) if self.may_start else 0
+        batch = sender.next_batch(credit)
+        if batch:
+            self._write(stream_id, batch)
+        if sender.pending:
+            self._senders_stalled[sender] = None
+
+    def _open(self, sender: LaneSender) -> int | None:
+        """Open the stream of a lane; None when it may not be, or not yet."""
+        link = self._link
+        if not link.allows(sender):
+            sender.fail_queued(partial(LaneLimitReached, f"the peer allows {link.lane_limit} lanes"))
+            return None
+        try:
+            stream_id = self._engine.open_stream()
+        except LocalProtocolError:
+            # The peer's transport allows fewer streams than its hello lanes; wait for it to allow more.
+            self._senders_stalled[sender] = None
+            return None
+        sender.stream_id = stream_id
+        self._senders[stream_id] = sender
+        self._return_arrived[stream_id] = 0
+        sender.open_return(self._limits.payload + FRAME_OVERHEAD)
+        return stream_id
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+    def end(self) -> None:
+        """Let go of the streams: handlers go on, their acks have nowhere to go."""
+        for lane in self._receivers.values():
+            lane.detach()
+            self._link.account(lane)
+            # Its acks have nowhere to go now, so they hold no handler back.
+            self._link.dispatcher.resume(lane)
+        self._senders_pending.clear()
+        self._receivers_pending.clear()
+
+    @property
+    def all_received(self) -> bool:
+        """True when the peer has confirmed every message that was written, and none waits that may still be written."""
+        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._senders.values())
+
+    @property
+    def quiet(self) -> bool:
+        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs."""
+        return (
+            self.all_received
+            and not any(lane.waiting for lane in self._senders.values())
+            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+        )
