@@ -44,6 +44,10 @@ def generate(directory: Path) -> None:
         # Away from the project, whose formatter settings would change the result.
         cwd=directory,
     )
+    # The one name that the compiler leaves without a type; a package that ships `py.typed` must not have any.
+    pool = directory / "message_pool.py"
+    text = pool.read_text(encoding="utf-8")
+    pool.write_text(text.replace("_pool = ", "_pool: betterproto2.MessagePool = "), encoding="utf-8")
 
 
 def read(directory: Path) -> dict[str, str]:

@@ -42,8 +42,8 @@ class _Countdown:
     __slots__ = ("done", "left")
 
     def __init__(self) -> None:
-        self.left = 0
-        self.done = trio.Event()
+        self.left: int = 0
+        self.done: trio.Event = trio.Event()
 
     def one(self) -> None:
         self.left -= 1

@@ -41,7 +41,7 @@ from .wire import Goodbye, Hello, Welcome
 
 __all__ = ["Client", "ClientState", "ClientStatistics", "StateChange", "open_client"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 HISTORY = 100
 
@@ -101,8 +101,8 @@ class Client(Peer):
     """
 
     def __init__(self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network) -> None:
-        self.client_id = client_id
-        self.state = Observable(ClientState.IDLE)
+        self.client_id: str = client_id
+        self.state: Observable[ClientState] = Observable(ClientState.IDLE)
         self._host = host
         self._port = port
         self._tls = tls

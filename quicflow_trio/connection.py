@@ -39,7 +39,7 @@ from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, PingFrame, PongFra
 
 __all__ = ["Connection", "ConnectionOwner"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 CONTROL_STREAM = 0
 CONTROL_FRAME_LIMIT = 64 * 1024
@@ -99,19 +99,21 @@ class Connection:
         heartbeat_timeout: float,
     ) -> None:
         now = trio.current_time()
-        self.engine = engine
-        self.pump = Pump(engine, endpoint, self)
-        self.state = ConnectionState.HANDSHAKE
+        self.engine: Engine = engine
+        self.pump: Pump = Pump(engine, endpoint, self)
+        self.state: ConnectionState = ConnectionState.HANDSHAKE
         self.link: Link | None = None
         self.terms: Terms | None = None
         self.opened_at: float | None = None
-        self.last_heard = now
+        self.last_heard: float = now
         self.last_ping: float | None = None
         self.rtt_sample: float | None = None
         self._control_bytes_sent = 0
         self.goodbye: Goodbye | None = None
-        self.farewell = (CloseCode.NORMAL, "client disconnect") if is_client else (CloseCode.SHUTDOWN, "server shutdown")
-        self.closed = trio.Event()
+        self.farewell: tuple[CloseCode, str] = (
+            (CloseCode.NORMAL, "client disconnect") if is_client else (CloseCode.SHUTDOWN, "server shutdown")
+        )
+        self.closed: trio.Event = trio.Event()
         self._endpoint = endpoint
         self._owner = owner
         self._is_client = is_client

@@ -24,7 +24,7 @@ from .router import Request, Router
 
 __all__ = ["Dispatcher", "run_handlers"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 DECODE_BATCH = 64
 """Frames decoded at once when a lane's queue has run empty."""
@@ -43,8 +43,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self.incoming: Incoming | None = None
-        self.started = math.inf
-        self.scope = trio.CancelScope()
+        self.started: float = math.inf
+        self.scope: trio.CancelScope = trio.CancelScope()
 
     def cancel(self) -> None:
         """Stop the handler that runs now."""
@@ -95,7 +95,7 @@ class Dispatcher:
         self._sender = sender
         self._limit = workers
         self._handler_timeout = handler_timeout
-        self.payload_limit = payload_limit
+        self.payload_limit: int = payload_limit
         self._queue_limit = queue_limit
         self._ack_limit = ack_limit
         self._deadlines = deadlines
@@ -109,10 +109,10 @@ class Dispatcher:
         self._idle = trio.lowlevel.ParkingLot()
         self._follower_starting = False
         self._watching = False
-        self.received = 0
-        self.failed = 0
-        self.timeouts = 0
-        self.cancelled = 0
+        self.received: int = 0
+        self.failed: int = 0
+        self.timeouts: int = 0
+        self.cancelled: int = 0
 
     # -- life ----------------------------------------------------------------------------------------------------
     def start(self, nursery: trio.Nursery) -> None:

@@ -67,8 +67,8 @@ class PayloadTooLarge(QuicFlowError, ValueError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"payload of {size:,} bytes is over the limit of {limit:,} bytes")
-        self.size = size
-        self.limit = limit
+        self.size: int = size
+        self.limit: int = limit
 
 
 class LaneLimitReached(QuicFlowError):
@@ -84,7 +84,7 @@ class ClientNotConnected(QuicFlowError):
 
     def __init__(self, client_id: str) -> None:
         super().__init__(f"client {client_id!r} is not connected")
-        self.client_id = client_id
+        self.client_id: str = client_id
 
 
 class WaitingTableFull(QuicFlowError):
@@ -109,8 +109,8 @@ class HandlerFailed(QuicFlowError):
 
     def __init__(self, reason: str, *, timed_out: bool = False) -> None:
         super().__init__(reason or "the handler failed without a reason")
-        self.reason = reason
-        self.timed_out = timed_out
+        self.reason: str = reason
+        self.timed_out: bool = timed_out
 
 
 class ConnectionClosed(QuicFlowError, trio.ClosedResourceError):

@@ -112,14 +112,14 @@ class Link:
         self._ended: ErrorFactory | None = None
         self._payload_limit = limits.payload
         self._earlier_bytes = (0, 0)
-        self.lanes = {"": LaneSender("", limits.outbox_bytes)}
-        self.share = WaitingShare(table)
-        self.deadlines = deadlines
-        self.ack_timeout = config.ack_timeout
-        self.opened = trio.Event()
+        self.lanes: dict[str, LaneSender] = {"": LaneSender("", limits.outbox_bytes)}
+        self.share: WaitingShare = WaitingShare(table)
+        self.deadlines: Deadlines = deadlines
+        self.ack_timeout: float = config.ack_timeout
+        self.opened: trio.Event = trio.Event()
         self.connection: Carrier | None = None
-        self.lane_limit = limits.lanes
-        self.held_bytes = 0
+        self.lane_limit: int = limits.lanes
+        self.held_bytes: int = 0
 
     # -- what a peer sends -----------------------------------------------------------------------------------------
     def check(self, message: Message) -> None:

@@ -90,12 +90,12 @@ class Message:
             type = MessageType(type)
         if id is not None and len(id) != ID_BYTES:
             raise ValueError(f"id of {len(id)} bytes: expected 16 bytes")
-        self.type = type
-        self.payload = payload
-        self.delivery = delivery
-        self.id = _ids.next_id() if id is None else id
-        self.sender = sender
-        self.timestamp = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+        self.type: MessageType = type
+        self.payload: bytes = payload
+        self.delivery: Delivery = delivery
+        self.id: bytes = _ids.next_id() if id is None else id
+        self.sender: str = sender
+        self.timestamp: int = time.time_ns() // 1_000_000 if timestamp is None else timestamp
 
     @classmethod
     def command(cls, payload: bytes = b"", *, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Message:

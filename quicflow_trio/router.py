@@ -25,9 +25,9 @@ class Request:
     __slots__ = ("message", "peer", "redelivered")
 
     def __init__(self, message: Message, peer: Peer, redelivered: bool) -> None:
-        self.message = message
-        self.peer = peer
-        self.redelivered = redelivered
+        self.message: Message = message
+        self.peer: Peer = peer
+        self.redelivered: bool = redelivered
 
     def __repr__(self) -> str:
         return f"<Request {self.message!r} from {self.message.sender!r}>"

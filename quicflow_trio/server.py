@@ -41,7 +41,7 @@ from .wire import Goodbye, Hello, PeerLimits, Welcome
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,14 +52,14 @@ class Session(Peer):
         self, client_id: str, link: Link, connection: Connection, *, id: bytes, epoch: float, history: deque[SessionChange]
     ) -> None:
         super().__init__(link, link.lanes[""])
-        self.client_id = client_id
-        self.id = id
+        self.client_id: str = client_id
+        self.id: bytes = id
         self._connection = connection
         # Unix time minus Trio's clock: a wall clock that jumps must not move what was measured.
         self._epoch = epoch
         self._history = history
         self._retired = trio.Event()
-        self.connected_at = epoch + trio.current_time()
+        self.connected_at: float = epoch + trio.current_time()
         self._address = self._current_address()
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ Examples:
   quicflow certs --client worker-1 --client worker-2 --json
 """
 
-app = App(name="certs", help_epilogue=EPILOGUE)
+app: App = App(name="certs", help_epilogue=EPILOGUE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class CommandFailed(Exception):
 
     def __init__(self, code: ExitCode, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.code: ExitCode = code
 
 
 def exit_code(exc: BaseException) -> ExitCode:

@@ -62,7 +62,7 @@ COMMANDS = """  request TEXT   send a command and show its answer
 SENT = {"send": MessageType.COMMAND, "event": MessageType.EVENT}
 REQUESTED = {"request": MessageType.COMMAND, "query": MessageType.QUERY}
 
-app = App(name="connect", help_epilogue=EPILOGUE)
+app: App = App(name="connect", help_epilogue=EPILOGUE)
 
 
 @app.default

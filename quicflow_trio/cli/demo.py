@@ -29,7 +29,7 @@ Examples:
 
 STEP_SECONDS = 15.0
 
-app = App(name="demo", help_epilogue=EPILOGUE)
+app: App = App(name="demo", help_epilogue=EPILOGUE)
 
 
 @app.default

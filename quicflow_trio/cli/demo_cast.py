@@ -39,9 +39,9 @@ class Workshop:
     """
 
     def __init__(self) -> None:
-        self.cancelled = trio.Event()
-        self.gate = trio.Event()
-        self.events = 0
+        self.cancelled: trio.Event = trio.Event()
+        self.gate: trio.Event = trio.Event()
+        self.events: int = 0
 
     def router(self) -> Router:
         """Return the server's router."""
@@ -117,8 +117,8 @@ class Cast:
     """
 
     def __init__(self, server: Server, workshop: Workshop, tls: TLSConfig, nursery: trio.Nursery) -> None:
-        self.server = server
-        self.workshop = workshop
+        self.server: Server = server
+        self.workshop: Workshop = workshop
         self.clients: dict[str, Client] = {}
         self.inboxes: dict[str, Inbox] = {}
         self.connect_ms: dict[str, float] = {}

@@ -25,8 +25,8 @@ class Stage:
     """
 
     def __init__(self) -> None:
-        self.number = 0
-        self.title = ""
+        self.number: int = 0
+        self.title: str = ""
         # No markup and no highlighting: much of what is printed comes from elsewhere.
         self._console = Console(highlight=False, markup=False, soft_wrap=True)
 

@@ -50,7 +50,7 @@ Examples:
 
 FILLING = b"quicflow load "
 
-app = App(name="load", help_epilogue=EPILOGUE)
+app: App = App(name="load", help_epilogue=EPILOGUE)
 
 
 def _whole(low: int, high: int) -> Parameter:

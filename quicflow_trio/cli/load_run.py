@@ -132,8 +132,8 @@ class Run:
     """
 
     def __init__(self, plan: Load, target: Address, tls: TLSConfig) -> None:
-        self.plan = plan
-        self.connected = 0
+        self.plan: Load = plan
+        self.connected: int = 0
         self._target = target
         self._tls = tls
         self._go = trio.Event()

@@ -46,7 +46,7 @@ Examples:
   quicflow request 127.0.0.1 - --id me --type query --insecure < document.txt
 """
 
-app = App(name="request", help_epilogue=EPILOGUE)
+app: App = App(name="request", help_epilogue=EPILOGUE)
 
 
 @app.default

@@ -23,7 +23,7 @@ from .stdin import read_all
 
 __all__ = ["app"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 EPILOGUE = """The first Ctrl-C or SIGTERM drains: no new client, clients are told, handlers
 may end within --grace. A second one stops at once.
@@ -38,7 +38,7 @@ Examples:
                                                 close the pipe to stop it)
 """
 
-app = App(name="serve", help_epilogue=EPILOGUE)
+app: App = App(name="serve", help_epilogue=EPILOGUE)
 
 
 def make_router() -> Router:

@@ -75,8 +75,8 @@ class Pump:
         self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX)
         self._backlog: deque[tuple[bytes, Address]] = deque()
         self._kicked = False
-        self.dropped = 0
-        self.turns = 0
+        self.dropped: int = 0
+        self.turns: int = 0
 
     def deliver(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
         """Take datagrams from the endpoint; never waits."""

@@ -27,7 +27,7 @@ class CreditBudget:
 
     def __init__(self, total: int) -> None:
         self._total = total
-        self.held = 0
+        self.held: int = 0
 
     def window(self, lane_window: int) -> int:
         """Return the window that a lane may have at the moment."""

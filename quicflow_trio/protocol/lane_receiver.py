@@ -13,6 +13,7 @@ Memory is bounded by credit: at most window + one frame of bytes arrive ahead of
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable
 
@@ -36,8 +37,6 @@ FRAME_OVERHEAD = 1024
 PREFIX = 4
 RECEIPT_RANGES = 64
 """Most ranges in one receipt; beyond it they are left to a later one, when the gaps have closed."""
-SORTED_AHEAD = 1024
-"""Most handled messages ahead of a gap that are sorted into ranges: beyond it a receipt would cost more than it tells."""
 
 
 class Incoming:
@@ -55,11 +54,11 @@ class Incoming:
     __slots__ = ("cancel", "cancelled", "frame", "lane", "serial", "size")
 
     def __init__(self, lane: LaneReceiver, frame: MessageFrame, size: int) -> None:
-        self.lane = lane
-        self.frame = frame
-        self.size = size
-        self.cancelled = False
-        self.serial = False
+        self.lane: LaneReceiver = lane
+        self.frame: MessageFrame = frame
+        self.size: int = size
+        self.cancelled: bool = False
+        self.serial: bool = False
         self.cancel: Callable[[], None] | None = None
 
 
@@ -83,8 +82,8 @@ class LaneReceiver:
         "_ack_seq",
         "_acks",
         "_active",
+        "_ahead",
         "_handled",
-        "_handled_ahead",
         "_payload_limit",
         "_reader",
         "_received",
@@ -104,24 +103,26 @@ class LaneReceiver:
     )
 
     def __init__(self, stream_id: int, payload_limit: int, granted: int) -> None:
-        self.stream_id = stream_id
+        self.stream_id: int = stream_id
         self.name: str | None = None
         self.queue: deque[Incoming] = deque()
-        self.running = 0
-        self.held_back = False
-        self.scheduled = False
-        self.attached = True
-        self.counted = 0
-        self.granted = granted
-        self.arrived = 0
-        self.released = 0
-        self.ack_bytes = 0
+        self.running: int = 0
+        self.held_back: bool = False
+        self.scheduled: bool = False
+        self.attached: bool = True
+        self.counted: int = 0
+        self.granted: int = granted
+        self.arrived: int = 0
+        self.released: int = 0
+        self.ack_bytes: int = 0
         self._payload_limit = payload_limit
         self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
         self._active: dict[int, Incoming] = {}
         self._received = 0
         self._handled = 0
-        self._handled_ahead: set[int] = set()
+        # First and last of each run of messages handled ahead of one that is not, in order. There are at most as many runs as there
+        # are handlers under way, however long one of them stands still.
+        self._ahead: list[list[int]] = []
         self._told = (0, 0)
         self._ack_seq = 0
         self._acks: list[bytes] = []
@@ -212,19 +213,32 @@ class LaneReceiver:
         seq = frame.seq
         del self._active[seq]
         self.released += incoming.size
-        if seq == self._handled + 1:
-            ahead = self._handled_ahead
-            while seq + 1 in ahead:
-                seq += 1
-                ahead.remove(seq)
+        if seq == self._handled + 1 and not self._ahead:
             self._handled = seq
         else:
-            self._handled_ahead.add(seq)
+            self._note_handled(seq)
         if frame.wants_ack and self.attached and not incoming.cancelled:
             self._ack_seq = ack_seq = self._ack_seq + 1
             ack = encode_ack(ack_seq, frame.seq, status, result, error)
             self._acks.append(ack)
             self.ack_bytes += len(ack)
+
+    def _note_handled(self, seq: int) -> None:
+        """Enter a message into the runs of the handled, of which the first may close the gap behind it."""
+        ahead = self._ahead
+        index = bisect.bisect(ahead, [seq])
+        joins_last = index > 0 and ahead[index - 1][1] == seq - 1
+        joins_next = index < len(ahead) and ahead[index][0] == seq + 1
+        if joins_last and joins_next:
+            ahead[index - 1][1] = ahead.pop(index)[1]
+        elif joins_last:
+            ahead[index - 1][1] = seq
+        elif joins_next:
+            ahead[index][0] = seq
+        else:
+            ahead.insert(index, [seq, seq])
+        if ahead[0][0] == self._handled + 1:
+            self._handled = ahead.pop(0)[1]
 
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
@@ -232,26 +246,17 @@ class LaneReceiver:
         told = (self._received, self._handled)
         if told != self._told:
             self._told = told
-            acks.append(encode_receipt(self._received, self._handled, self._handled_ranges()))
+            acks.append(
+                encode_receipt(
+                    self._received, self._handled, tuple((first, last) for first, last in self._ahead[:RECEIPT_RANGES])
+                )
+            )
         if not acks:
             return b""
         batch = b"".join(acks)
         acks.clear()
         self.ack_bytes = 0
         return batch
-
-    def _handled_ranges(self) -> tuple[tuple[int, int], ...]:
-        if not 0 < len(self._handled_ahead) <= SORTED_AHEAD:
-            return ()
-        ranges: list[tuple[int, int]] = []
-        for seq in sorted(self._handled_ahead):
-            if ranges and seq == ranges[-1][1] + 1:
-                ranges[-1] = (ranges[-1][0], seq)
-            elif len(ranges) == RECEIPT_RANGES:
-                break
-            else:
-                ranges.append((seq, seq))
-        return tuple(ranges)
 
     def credit_limit(self, window: int) -> int:
         """Return the absolute offset that the peer may send up to with this window.

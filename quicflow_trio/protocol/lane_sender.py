@@ -33,6 +33,9 @@ MESSAGE_OVERHEAD = 64
 CREDIT_RESERVE = 1024
 """Bytes of a lane's credit that messages leave free, so that a cancellation can still pass on a lane whose handlers are stuck."""
 
+SWEEP_BYTES = 256 * 1024
+"""Bytes that withdrawn messages may keep alive in one queue while more than that waits in it anyway."""
+
 ErrorFactory = Callable[[], QuicFlowError]
 """Makes a fresh exception for each waiter: one instance raised in two tasks would mix their tracebacks."""
 
@@ -64,11 +67,11 @@ class Outgoing:
     wants_ack = False
 
     def __init__(self, lane: LaneSender, message: Message) -> None:
-        self.lane = lane
-        self.message = message
-        self.size = len(message.payload) + MESSAGE_OVERHEAD
-        self.state = OutgoingState.NEW
-        self.seq = 0
+        self.lane: LaneSender = lane
+        self.message: Message = message
+        self.size: int = len(message.payload) + MESSAGE_OVERHEAD
+        self.state: OutgoingState = OutgoingState.NEW
+        self.seq: int = 0
         self.error: ErrorFactory | None = None
         self.task: Any = None
         self.wake: Callable[[Any], None] | None = None
@@ -117,6 +120,8 @@ class OutgoingRequest(Outgoing):
     __slots__ = ("_deadlines", "_share", "ack", "ack_error", "expired", "live", "timed")
 
     wants_ack = True
+    state: OutgoingState
+    wake: Callable[[Any], None] | None
 
     def __init__(self, lane: LaneSender, message: Message, share: WaitingShare, deadlines: EarlyEnds) -> None:
         super().__init__(lane, message)
@@ -124,9 +129,9 @@ class OutgoingRequest(Outgoing):
         self._deadlines = deadlines
         self.ack: AckFrame | None = None
         self.ack_error: ErrorFactory | None = None
-        self.expired = False
-        self.live = False
-        self.timed = False
+        self.expired: bool = False
+        self.live: bool = False
+        self.timed: bool = False
 
     def __enter__(self) -> Self:
         """Take a place in the waiting table.
@@ -182,12 +187,13 @@ class OutgoingRequest(Outgoing):
 class _Queue:
     """A FIFO whose entries can be withdrawn in constant time: they are marked, and swept out when they are the larger part."""
 
-    __slots__ = ("_entries", "_withdrawn", "size")
+    __slots__ = ("_entries", "_withdrawn", "_withdrawn_size", "size")
 
     def __init__(self) -> None:
         self._entries: deque[Outgoing] = deque()
         self._withdrawn = 0
-        self.size = 0
+        self._withdrawn_size = 0
+        self.size: int = 0
 
     def __bool__(self) -> bool:
         return len(self._entries) > self._withdrawn
@@ -202,7 +208,7 @@ class _Queue:
     def peek(self) -> Outgoing:
         entries = self._entries
         while entries[0].state is OutgoingState.WITHDRAWN:
-            entries.popleft()
+            self._withdrawn_size -= entries.popleft().size
             self._withdrawn -= 1
         return entries[0]
 
@@ -216,9 +222,12 @@ class _Queue:
         outgoing.state = OutgoingState.WITHDRAWN
         self.size -= outgoing.size
         self._withdrawn += 1
-        if self._withdrawn > 64 and self._withdrawn * 2 > len(self._entries):
+        self._withdrawn_size += outgoing.size
+        # By number, since each costs a look; and by size, since they keep their payloads alive.
+        many = self._withdrawn > 64 and self._withdrawn * 2 > len(self._entries)
+        if many or self._withdrawn_size > max(self.size, SWEEP_BYTES):
             self._entries = deque(entry for entry in self._entries if entry.state is not OutgoingState.WITHDRAWN)
-            self._withdrawn = 0
+            self._withdrawn = self._withdrawn_size = 0
 
     def take_larger(self, limit: int) -> list[Outgoing]:
         """Take out what has a payload over ``limit`` bytes."""
@@ -234,8 +243,7 @@ class _Queue:
     def clear(self) -> list[Outgoing]:
         entries = [entry for entry in self._entries if entry.state is not OutgoingState.WITHDRAWN]
         self._entries.clear()
-        self._withdrawn = 0
-        self.size = 0
+        self._withdrawn = self._withdrawn_size = self.size = 0
         return entries
 
 
@@ -268,10 +276,10 @@ class LaneSender:
     )
 
     def __init__(self, name: str, outbox_limit: int) -> None:
-        self.name = name
+        self.name: str = name
         self.stream_id: int | None = None
-        self.acks_ignored = 0
-        self.written = 0
+        self.acks_ignored: int = 0
+        self.written: int = 0
         # Called when the lane has something to write; the connection sets it, so a lane need not know who carries it.
         self.notify: Callable[[LaneSender], None] | None = None
         self._outbox_limit = outbox_limit

@@ -27,11 +27,11 @@ class WaitingTable:
     __slots__ = ("active", "created", "limit", "refused", "share")
 
     def __init__(self, limit: int, share: int) -> None:
-        self.limit = limit
-        self.share = share
-        self.active = 0
-        self.created = 0
-        self.refused = 0
+        self.limit: int = limit
+        self.share: int = share
+        self.active: int = 0
+        self.created: int = 0
+        self.refused: int = 0
 
 
 class WaitingShare:
@@ -45,7 +45,7 @@ class WaitingShare:
 
     def __init__(self, table: WaitingTable) -> None:
         self._table = table
-        self.active = 0
+        self.active: int = 0
 
     def enter(self) -> None:
         """Count one more waiter.

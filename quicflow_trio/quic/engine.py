@@ -57,9 +57,9 @@ class StreamData:
     __slots__ = ("data", "fin", "stream_id")
 
     def __init__(self, stream_id: int, data: bytes, fin: bool) -> None:
-        self.stream_id = stream_id
-        self.data = data
-        self.fin = fin
+        self.stream_id: int = stream_id
+        self.data: bytes = data
+        self.fin: bool = fin
 
     def __repr__(self) -> str:
         return f"StreamData(stream_id={self.stream_id}, {len(self.data)} bytes, fin={self.fin})"

@@ -113,8 +113,8 @@ class HardenedConnection(QuicConnection):
         self._configurations = configurations
         self._windows = windows
         self._client_verifier = client_verifier
-        self.closed_by_peer = False
-        self.timed_out = False
+        self.closed_by_peer: bool = False
+        self.timed_out: bool = False
         self.peer_certificate: bytes | None = None
         self._shrunk: dict[int, int] = {}
         self._crypto_frames = 0

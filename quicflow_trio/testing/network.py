@@ -120,9 +120,12 @@ class MemoryNetwork:
         reorder: float = 0.0,
         queue_limit: int = 10_000,
     ) -> None:
-        self.loss, self.duplicate, self.reorder = loss, duplicate, reorder
-        self.delay, self.jitter = delay, jitter
-        self.queue_limit = queue_limit
+        self.loss: float = loss
+        self.duplicate: float = duplicate
+        self.reorder: float = reorder
+        self.delay: float = delay
+        self.jitter: float = jitter
+        self.queue_limit: int = queue_limit
         self._random = random.Random(seed)
         self._sequence = 0
         self._sockets: dict[_Key, _MemorySocket] = {}
@@ -268,7 +271,7 @@ class _Host:
     def __init__(self, network: MemoryNetwork, name: str) -> None:
         self._network = network
         self._name = name
-        self.next_port = _FIRST_EPHEMERAL
+        self.next_port: int = _FIRST_EPHEMERAL
 
     async def bind(self, host: str, port: int) -> DatagramSocket:
         await trio.lowlevel.checkpoint()
@@ -297,7 +300,7 @@ class _MemorySocket:
 
     def __init__(self, network: MemoryNetwork, address: _Key) -> None:
         self.queue: list[_Entry] = []
-        self.overflowed = 0
+        self.overflowed: int = 0
         self._network = network
         self._address = address
         self._closed = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..background import open_background
@@ -83,7 +83,6 @@ async def open_world(
     """
     network = MemoryNetwork(seed=seed) if network is None else network
     server_tls, client_tls = throwaway_tls()
-    base = ClientConfig() if client_config is None else client_config
     async with open_background() as background:
         started: Server = await background.start(
             partial(
@@ -96,33 +95,31 @@ async def open_world(
                 network=network,
             )
         )
+        world = World(started, {}, network)
         async with AsyncExitStack() as stack:
-            world = World(started, {}, network)
+            open_one = partial(
+                open_client,
+                "server",
+                PORT,
+                tls=client_tls,
+                router=echo_router() if client_router is None else client_router,
+                network=network,
+            )
             for number in range(clients):
                 client_id = f"client-{number}"
-                world.clients[client_id] = await stack.enter_async_context(
-                    open_client(
-                        "server",
-                        PORT,
-                        client_id=client_id,
-                        tls=client_tls,
-                        router=echo_router() if client_router is None else client_router,
-                        config=_with_seed(base, seed + number),
-                        network=network,
-                    )
-                )
-            for client in world.clients.values():
-                await client.wait_connected()
+                client = open_one(client_id=client_id, config=_with_seed(client_config, seed + number))
+                world.clients[client_id] = await stack.enter_async_context(client)
+            for opened in world.clients.values():
+                await opened.wait_connected()
             yield world
         await started.drain(grace=DRAIN_GRACE)
         _check_nothing_left(world)
 
 
-def _with_seed(config: ClientConfig, seed: int) -> ClientConfig:
-    if config.seed is not None:
-        return config
-    values = {name: getattr(config, name) for name in ClientConfig.__dataclass_fields__}
-    return ClientConfig(**{**values, "seed": seed})
+def _with_seed(config: ClientConfig | None, seed: int) -> ClientConfig:
+    if config is None:
+        return ClientConfig(seed=seed)
+    return config if config.seed is not None else replace(config, seed=seed)
 
 
 def _check_nothing_left(world: World) -> None:

@@ -33,8 +33,8 @@ class FrameTooLarge(RemoteProtocolError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"frame of {size:,} bytes is over the limit of {limit:,} bytes")
-        self.size = size
-        self.limit = limit
+        self.size: int = size
+        self.limit: int = limit
 
 
 def prefix(body: bytes) -> bytes:
@@ -65,8 +65,8 @@ class FrameReader:
     __slots__ = ("_buffer", "_complete", "_wanted", "max_frame", "pending")
 
     def __init__(self, max_frame: int) -> None:
-        self.max_frame = max_frame
-        self.pending = 0
+        self.max_frame: int = max_frame
+        self.pending: int = 0
         # A bytearray appends at its end and drops from its front without moving the rest (amortised), which keeps any split
         # of the stream linear.
         self._buffer = bytearray()

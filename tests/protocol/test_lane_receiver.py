@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from quicflow_trio.errors import RemoteProtocolError
 from quicflow_trio.message import AckStatus
-from quicflow_trio.protocol.lane_receiver import FRAME_OVERHEAD, RECEIPT_RANGES, SORTED_AHEAD, Incoming, LaneReceiver
+from quicflow_trio.protocol.lane_receiver import FRAME_OVERHEAD, RECEIPT_RANGES, Incoming, LaneReceiver
 from quicflow_trio.wire import (
     AckFrame,
     FrameReader,
@@ -236,14 +236,23 @@ def test_half_a_frame_is_given_up_with_the_connection() -> None:
 
 def test_ranges_are_bounded() -> None:
     lane = make_lane()
-    arrive(lane, *(message(seq) for seq in range(1, 4 * SORTED_AHEAD)), limit=1 << 20)
+    arrive(lane, *(message(seq) for seq in range(1, 1000)), limit=1 << 20)
     end(lane, *range(2, 2 * (RECEIPT_RANGES + 3), 2))
     [receipt] = said(lane)
     assert isinstance(receipt, ReceiptFrame)
     assert receipt.handled == 0
     assert receipt.ranges == tuple((seq, seq) for seq in range(2, 2 + 2 * RECEIPT_RANGES, 2))
-    end(lane, *range(2 * (RECEIPT_RANGES + 3), 2 * (RECEIPT_RANGES + SORTED_AHEAD), 2))
-    assert lane._handled_ranges() == (), "too many to sort for each receipt: left to a later one"
+
+
+def test_one_handler_that_stands_still_costs_no_memory_per_message_behind_it() -> None:
+    lane = make_lane()
+    arrive(lane, *(message(seq) for seq in range(1, 1001)), limit=1 << 20)
+    end(lane, *range(1000, 1, -1))
+    assert said(lane) == [ReceiptFrame(1000, 0, ((2, 1000),))]
+    assert len(lane._ahead) == 1
+    end(lane, 1)
+    assert said(lane) == [ReceiptFrame(1000, 1000, ())]
+    assert lane._ahead == []
 
 
 # -- a model beside it -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from quicflow_trio.message import AckStatus, Delivery, Message
 from quicflow_trio.protocol.lane_sender import (
     CREDIT_RESERVE,
     MESSAGE_OVERHEAD,
+    SWEEP_BYTES,
     LaneSender,
     Outgoing,
     OutgoingRequest,
@@ -532,3 +533,13 @@ def test_errors_are_made_afresh_for_each_waiter() -> None:
     lane.connection_lost(LOST)
     errors: list[QuicFlowError] = [one.error() for one in (first, second) if one.error is not None]
     assert len({id(error) for error in errors}) == 2
+
+
+def test_withdrawn_messages_do_not_keep_their_payloads() -> None:
+    """A lane that stands still, and a caller who tries again and again: a few large payloads must not stay behind each."""
+    lane = make_lane(limit=1)
+    first = sent(lane, b"first")
+    for _ in range(20):
+        lane.withdraw(sent(lane, bytes(100_000)))
+    held = [entry for entry in [*lane._outbox._entries, *lane._blocked._entries] if entry is not first]
+    assert sum(entry.size for entry in held) <= SWEEP_BYTES

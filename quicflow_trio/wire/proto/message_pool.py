@@ -1,3 +1,3 @@
 import betterproto2
 
-default_message_pool = betterproto2.MessagePool()
+default_message_pool: betterproto2.MessagePool = betterproto2.MessagePool()
