@@ -201,7 +201,6 @@ class Client(Peer):
         while self._refusal is None:
             self._attempts += 1
             started = trio.current_time()
-            self._set_state(ClientState.CONNECTING)
             try:
                 await self._attempt()
             except OSError as exc:
@@ -219,11 +218,28 @@ class Client(Peer):
                 await trio.sleep(delay)
 
     async def _attempt(self) -> None:
-        addresses = await self._network.resolve(self._host, self._port)
-        # A name with several addresses gets each of them in turn.
-        address = addresses[(self._attempts - 1) % len(addresses)]
-        socket = await self._network.bind_for(address)
-        endpoint = Endpoint(socket)
+        """Try the server's addresses one after the other, until one leads to a connection and that has ended.
+
+        Raises:
+            OSError: the name does not resolve, or the last address cannot be reached.
+        """
+        self._set_state(ClientState.CONNECTING)
+        connects = self._connects
+        failure: OSError | None = None
+        for address in await self._network.resolve(self._host, self._port):
+            self._set_state(ClientState.CONNECTING)
+            failure = None
+            try:
+                await self._run_connection(address)
+            except OSError as exc:
+                failure = exc
+            if self._connects != connects or self._refusal is not None:
+                break
+        if failure is not None:
+            raise failure
+
+    async def _run_connection(self, address: Address) -> None:
+        endpoint = Endpoint(await self._network.bind_for(address), refused=self._refused_by_network)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(endpoint.run)
@@ -233,6 +249,10 @@ class Client(Peer):
         finally:
             endpoint.close()
             self._connection = None
+
+    def _refused_by_network(self) -> None:
+        if self._connection is not None:
+            self._connection.refused()
 
     def _connect(self, endpoint: Endpoint, address: Address) -> Connection:
         config = self._config

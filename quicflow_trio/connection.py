@@ -199,6 +199,15 @@ class Connection:
         """
         self.state = ConnectionState.CLOSED
 
+    def refused(self) -> None:
+        """Give up if there is no connection yet: the network says that nobody listens over there.
+
+        A connection that stands does not believe it: anyone can forge the message, and a server may be on its way back.
+        """
+        if self.state is ConnectionState.HANDSHAKE and not self.engine.closing:
+            self.engine.close(0, "nobody listens there", application=False)
+            self.pump.kick()
+
     def fail(self, error: ProtocolError) -> None:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR

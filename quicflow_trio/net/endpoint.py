@@ -58,11 +58,13 @@ class Endpoint:
     Args:
         socket: what it reads and sends, closed by `close`.
         accept: called for the first packet of an unknown connection; None on a client.
+        refused: called when the network says that nobody listens at the other end; None on a server.
     """
 
-    def __init__(self, socket: DatagramSocket, accept: Accept | None = None) -> None:
+    def __init__(self, socket: DatagramSocket, accept: Accept | None = None, refused: Callable[[], None] | None = None) -> None:
         self._socket = socket
         self._accept = accept
+        self._refused = refused
         self._table: RoutingTable[Pump] = RoutingTable()
         self._last_words: deque[_LastWord] = deque()
         self._closed: dict[bytes, _LastWord] = {}
@@ -116,7 +118,11 @@ class Endpoint:
         """Read until the socket is closed or this is cancelled."""
         try:
             while True:
-                self._route(await self._socket.receive())
+                batch = await self._socket.receive()
+                if batch:
+                    self._route(batch)
+                elif self._refused is not None:
+                    self._refused()
         except trio.ClosedResourceError:
             return
 

@@ -75,7 +75,8 @@ class DatagramSocket(Protocol):
     async def receive(self) -> list[tuple[bytes, Address]]:
         """Wait for at least one datagram, then take what is there, at most 64. Always a checkpoint.
 
-        Cancelled, it has taken nothing.
+        An empty list is the network's word that nobody listens at the other end; only a socket made by ``bind_for`` hears it. Anyone
+        can forge it, so it is a reason to give up an attempt and never a connection that stands. Cancelled, it has taken nothing.
 
         Raises:
             trio.ClosedResourceError: the socket is closed, or was while this waited.
@@ -126,10 +127,10 @@ class Network(Protocol):
         """
 
     async def bind_for(self, remote: Address) -> DatagramSocket:
-        """Bind a free local port of the family that reaches ``remote``.
+        """Bind a free local port for the traffic with ``remote`` and nobody else.
 
         Raises:
-            OSError: none can be bound.
+            OSError: none can be bound, or there is no route to it.
         """
 
     def for_client(self, client_id: str) -> Network:
@@ -152,10 +153,15 @@ class UdpSocket:
 
     Args:
         sock: a bound UDP socket, which this object owns from here on.
+        remote: the only peer, None for any number of them.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, remote: Address | None = None) -> None:
         sock.setblocking(False)
+        # A connected socket is told when nobody listens over there, hears nobody else, and sends a little faster.
+        self._connected = remote is not None
+        if remote is not None:
+            sock.connect(remote)
         self._socket = sock
         self._address: Address = sock.getsockname()
         self._closed = False
@@ -174,22 +180,26 @@ class UdpSocket:
     async def receive(self) -> list[tuple[bytes, Address]]:
         """See `DatagramSocket.receive`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if batch := self._drain():
+        if (batch := self._drain()) is not None:
             # The yield comes after the read and cannot be cancelled: what was taken must not be lost.
             await trio.lowlevel.cancel_shielded_checkpoint()
             return batch
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            if batch := self._drain():
+            if (batch := self._drain()) is not None:
                 return batch
 
     def send_nowait(self, datagrams: Sequence[tuple[bytes, Address]]) -> int:
         """See `DatagramSocket.send_nowait`."""
         self._check_open()
-        send = self._socket.sendto
+        sock = self._socket
+        connected = self._connected
         for index, (data, address) in enumerate(datagrams):
             try:
-                send(data, address)
+                if connected:
+                    sock.send(data)
+                else:
+                    sock.sendto(data, address)
             except OSError as error:
                 if error.errno in _FULL:
                     self._starved = error.errno == errno.ENOBUFS
@@ -237,8 +247,10 @@ class UdpSocket:
         if self._closed:
             raise trio.ClosedResourceError("this UDP socket is closed")
 
-    def _drain(self) -> list[tuple[bytes, Address]]:
+    def _drain(self) -> list[tuple[bytes, Address]] | None:
+        """Read what is there; an empty list for the word that nobody listens, None when there was nothing."""
         self._check_open()
+        refused = False
         receive = self._socket.recvfrom
         batch: list[tuple[bytes, Address]] = []
         # Errors count towards the batch as well, so that a storm of them cannot keep the task from its checkpoint.
@@ -248,10 +260,11 @@ class UdpSocket:
             except BlockingIOError:
                 break
             except OSError as error:
+                refused |= self._connected and error.errno == errno.ECONNREFUSED
                 _count(self._receive_errors, error)
         self._datagrams_in += len(batch)
         self._bytes_in += sum(len(data) for data, _ in batch)
-        return batch
+        return batch if batch or refused else None
 
 
 @final
@@ -276,7 +289,7 @@ class UdpNetwork:
     async def bind_for(self, remote: Address) -> UdpSocket:
         """See `Network.bind_for`."""
         await trio.lowlevel.checkpoint()
-        return _open(("::", 0, 0, 0) if ":" in remote[0] else ("0.0.0.0", 0), dual_stack=False)
+        return _open(("::", 0, 0, 0) if ":" in remote[0] else ("0.0.0.0", 0), dual_stack=False, remote=remote)
 
     def for_client(self, client_id: str) -> UdpNetwork:
         """See `Network.for_client`: every client shares the machine's network."""
@@ -299,7 +312,7 @@ async def _addresses(host: str, port: int, flags: int) -> list[Address]:
     return addresses
 
 
-def _open(address: Address, *, dual_stack: bool) -> UdpSocket:
+def _open(address: Address, *, dual_stack: bool, remote: Address | None = None) -> UdpSocket:
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     with contextlib.ExitStack() as undo:
         try:
@@ -323,7 +336,7 @@ def _open(address: Address, *, dual_stack: bool) -> UdpSocket:
             # Linux silently grants less than asked, others refuse what is too much: hence the halving.
             attempts = [(option, _BUFFER_BYTES) for option in force] + [(plain, size) for size in sizes]
             _try_options(sock, socket.SOL_SOCKET, attempts)
-        udp = UdpSocket(sock)
+        udp = UdpSocket(sock, remote)
         undo.pop_all()
     return udp
 

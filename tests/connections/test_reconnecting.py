@@ -25,7 +25,7 @@ from quicflow_trio import (
     TLSConfig,
     open_client,
 )
-from quicflow_trio.net.udp import DatagramSocket, Network
+from quicflow_trio.net.udp import DatagramSocket, Network, UdpNetwork
 from quicflow_trio.quic.engine import Address
 from quicflow_trio.testing import MemoryNetwork, open_world
 from tests.connections.machine import CLIENT_TLS, SERVER_TLS, client_of, open_machine, times, until
@@ -174,7 +174,29 @@ async def test_each_address_of_a_name_gets_its_turn(autojump_clock: MockClock) -
         network = Several(machine.network.host("worker"), 0)
         async with open_client("server", client_id="worker", tls=CLIENT_TLS, network=network) as client:
             await client.wait_connected()
-            assert client.statistics().attempts == 3
+            assert client.statistics().attempts == 1
+            # Each may take the handshake time-out, but there is no backoff between them.
+            assert times(client, CONNECTING) == pytest.approx([0, 10, 20], abs=0.1)
+
+
+@pytest.mark.realtime
+async def test_a_port_where_nobody_listens_ends_an_attempt_at_once() -> None:
+    # Else a server that is down costs the handshake time-out on each attempt, and so does "localhost" where the server has IPv4 only.
+    socket = await UdpNetwork().bind("127.0.0.1", 0)
+    socket.close()
+    config = ClientConfig(backoff_initial=0.01, backoff_max=0.01, handshake_timeout=3600)
+    async with open_client("127.0.0.1", socket.address[1], client_id="w", tls=CLIENT_TLS, config=config) as client:
+        with trio.fail_after(30):
+            await until(lambda: client.statistics().attempts >= 3)
+        assert client.statistics().history[1].reason == "nobody listens there"
+
+
+async def test_a_connection_that_stands_does_not_believe_that_nobody_listens(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        client = world.clients["client-0"]
+        client._refused_by_network()
+        assert (await client.request(Message.command(b"still there"))).result == b"still there"
+        assert client.statistics().connects == 1
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65_536, 10**9])

@@ -361,7 +361,7 @@ async def test_bind_for_takes_the_family_of_the_remote_address(host: str) -> Non
 async def test_only_the_double_colon_takes_both_families() -> None:
     network = UdpNetwork()
     both, only6 = await network.bind("::", 0), await network.bind("::1", 0)
-    client = await network.bind_for(("127.0.0.1", 0))
+    client = await network.bind("127.0.0.1", 0)
     client.send_nowait([(b"to both", ("127.0.0.1", both.address[1])), (b"to v6 only", ("127.0.0.1", only6.address[1]))])
     with trio.fail_after(5):
         [(data, source)] = await both.receive()
@@ -416,3 +416,24 @@ async def test_smaller_buffers_are_taken_where_8_mb_are_refused(monkeypatch: pyt
 
 async def test_no_option_is_needed_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await granted_options(monkeypatch, lambda level, option, value: True) == []
+
+
+async def test_a_socket_for_one_peer_is_told_that_nobody_listens_there() -> None:
+    network = UdpNetwork()
+    gone = await network.bind("127.0.0.1", 0)
+    client = await network.bind_for(gone.address)
+    gone.close()
+    client.send_nowait([(b"anybody?", gone.address)])
+    with trio.fail_after(5):
+        assert await client.receive() == []
+    assert client.statistics().receive_errors == {"ECONNREFUSED": 1}
+    # And it goes on: somebody may listen there later.
+    back = await network.bind(*gone.address[:2])
+    assert client.send_nowait([(b"anybody now?", gone.address)]) == 1
+    with trio.fail_after(5):
+        [(data, source)] = await back.receive()
+        back.send_nowait([(b"yes", source)])
+        assert data == b"anybody now?"
+        assert await client.receive() == [(b"yes", back.address)]
+    client.close()
+    back.close()
