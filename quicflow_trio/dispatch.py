@@ -146,9 +146,7 @@ class Dispatcher:
         Raises:
             ProtocolError: the bytes make no sense.
         """
-        room = self._queue_limit - len(lane.queue)
-        if room > 0:
-            self._decode(lane, room)
+        self._decode(lane, max(self._queue_limit - len(lane.queue), 0))
         self.resume(lane)
 
     def resume(self, lane: LaneReceiver) -> None:

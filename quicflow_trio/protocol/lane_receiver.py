@@ -3,7 +3,7 @@
 Contract::
 
     lane.feed(data)                 bytes of the forward half; raises on a frame that is announced too large
-    lane.decode(limit)              turns complete frames into `Incoming` on ``lane.queue``; the rest stays raw
+    lane.decode(limit)              turns messages into `Incoming` on ``lane.queue``; those over the limit stay encoded
     lane.finish(incoming, ...)      its handler has ended (or never will run): credit is released, the ack queued
     lane.next_batch()               receipts and acks to write on the return half
     lane.credit_limit(window)       how far the peer may send, as an absolute offset
@@ -26,6 +26,7 @@ from ..wire import (
     decode,
     encode_ack,
     encode_receipt,
+    holds_message,
 )
 from .handshake import check_lane_name
 
@@ -83,7 +84,9 @@ class LaneReceiver:
         "_acks",
         "_active",
         "_ahead",
+        "_cancelled_later",
         "_handled",
+        "_later",
         "_payload_limit",
         "_reader",
         "_received",
@@ -126,6 +129,9 @@ class LaneReceiver:
         self._told = (0, 0)
         self._ack_seq = 0
         self._acks: list[bytes] = []
+        # Messages not decoded yet, and which of them were taken back meanwhile.
+        self._later: deque[bytes] = deque()
+        self._cancelled_later: set[int] = set()
 
     @property
     def held_bytes(self) -> int:
@@ -134,8 +140,8 @@ class LaneReceiver:
 
     @property
     def undecoded(self) -> bool:
-        """True when complete frames wait to be decoded."""
-        return bool(self._reader.pending)
+        """True when messages wait to be decoded."""
+        return bool(self._later)
 
     @property
     def active(self) -> int:
@@ -153,28 +159,41 @@ class LaneReceiver:
         self._reader.feed(data)
 
     def decode(self, limit: int) -> int:
-        """Decode at most ``limit`` complete frames; return how many messages were queued.
+        """Decode what has arrived, at most ``limit`` messages of it; return how many were queued.
+
+        Further messages stay encoded, which takes a tenth of the memory. Cancellations do not wait behind them: the handler that one
+        is to end may be what they all wait for.
 
         Raises:
             RemoteProtocolError: what came is not allowed there, or out of sequence.
         """
+        later = self._later
         queued = 0
-        for body in self._reader.frames(limit):
-            size = len(body) + PREFIX
-            frame = decode(body)
-            kind = frame.__class__
-            if kind is MessageFrame:
-                self._queue_message(frame, size)  # type: ignore[arg-type]
-                queued += 1
-                continue
-            self.released += size
-            if kind is CancelFrame:
-                self._handle_cancel(frame.seq)  # type: ignore[union-attr]
-            elif kind is LaneOpen:
-                self._handle_open(frame.name)  # type: ignore[union-attr]
-            elif frame is not None:
-                raise RemoteProtocolError(f"{kind.__name__} is not allowed on the forward half of a lane")
+        while later and queued < limit:
+            queued += self._take(later.popleft())
+        for body in self._reader.frames():
+            if (later or queued >= limit) and holds_message(body):
+                later.append(body)
+            else:
+                queued += self._take(body)
         return queued
+
+    def _take(self, body: bytes) -> bool:
+        """Decode and act on one frame; return True when it was a message."""
+        size = len(body) + PREFIX
+        frame = decode(body)
+        kind = frame.__class__
+        if kind is MessageFrame:
+            self._queue_message(frame, size)  # type: ignore[arg-type]
+            return True
+        self.released += size
+        if kind is CancelFrame:
+            self._handle_cancel(frame.seq)  # type: ignore[union-attr]
+        elif kind is LaneOpen:
+            self._handle_open(frame.name)  # type: ignore[union-attr]
+        elif frame is not None:
+            raise RemoteProtocolError(f"{kind.__name__} is not allowed on the forward half of a lane")
+        return False
 
     def _queue_message(self, frame: MessageFrame, size: int) -> None:
         if self.name is None:
@@ -186,6 +205,9 @@ class LaneReceiver:
             raise RemoteProtocolError(f"payload of {len(frame.payload):,} bytes, the limit is {self._payload_limit:,}")
         self._received = seq
         incoming = Incoming(self, frame, size)
+        if self._cancelled_later and seq in self._cancelled_later:
+            self._cancelled_later.remove(seq)
+            incoming.cancelled = True
         self._active[seq] = incoming
         self.queue.append(incoming)
 
@@ -198,8 +220,11 @@ class LaneReceiver:
         self.name = name
 
     def _handle_cancel(self, seq: int) -> None:
-        if seq > self._received:
+        if seq > self._received + len(self._later):
             raise RemoteProtocolError(f"cancellation of message {seq}, which was not sent")
+        if seq > self._received:
+            self._cancelled_later.add(seq)
+            return
         incoming = self._active.get(seq)
         if incoming is None or incoming.cancelled:
             return  # Its handler has ended: the ack and the cancellation crossed.
@@ -268,10 +293,11 @@ class LaneReceiver:
     def detach(self) -> None:
         """Forget the connection: handlers go on, their acks have nowhere to go, a frame that has begun will not be completed."""
         self.attached = False
-        # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished. Complete frames
-        # are only decoded when the queue before them runs out.
+        if not self.queue:
+            # What is encoded still is only looked at when the queue before it runs out.
+            self._later.clear()
+        # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished.
         held = sum(incoming.size for incoming in self._active.values())
-        undecoded = self._reader.buffered - self._reader.partial if self.queue else 0
-        self.released = self.arrived - held - undecoded
+        self.released = self.arrived - held - sum(len(body) + PREFIX for body in self._later)
         self._acks.clear()
         self.ack_bytes = 0

@@ -19,6 +19,7 @@ from .flow2 import (
     encode_ping,
     encode_pong,
     encode_receipt,
+    holds_message,
 )
 from .frames import (
     AckFrame,
@@ -68,5 +69,6 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_receipt",
+    "holds_message",
     "prefix",
 ]

@@ -75,6 +75,9 @@ def _number(tag: bytes, value: int) -> bytes:
 
 
 # Heads of the sizes that are common.
+MESSAGE_TAG: Final = _MESSAGE
+"""First byte of a frame that holds a message."""
+
 _MESSAGE_HEADS: Final = [_head(_MESSAGE, size) for size in range(2048)]
 _ACK_HEADS: Final = [_head(_ACK, size) for size in range(256)]
 

@@ -12,6 +12,7 @@ from ..errors import LocalProtocolError
 from .codec import (
     FAST_DECODERS,
     MAX_RANGES,
+    MESSAGE_TAG,
     encode_ack,
     encode_cancel,
     encode_message,
@@ -95,6 +96,11 @@ def decode(body: bytes) -> Frame | None:
     except LookupError:
         frame = None
     return frame if frame is not None else _decode_any(body)
+
+
+def holds_message(body: bytes) -> bool:
+    """Return True when a frame starts as one with a message does, without decoding it. Ours do; for others it is a hint."""
+    return body[0] == MESSAGE_TAG
 
 
 def _decode_any(body: bytes) -> Frame | None:

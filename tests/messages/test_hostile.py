@@ -81,7 +81,7 @@ async def test_nonsense_that_is_decoded_late_ends_the_connection_too(autojump_cl
     config = ServerConfig(limits=Limits(dispatch_queue=2), handler_timeout=math.inf)
     async with open_world(network=network, router=gate.router, server_config=config) as world, open_raw(network) as raw:
         await raw.greet()
-        raw.open(LaneOpen(""), *messages(20), b"\x00\x00\x00\x02\xff\xff")
+        raw.open(LaneOpen(""), *messages(20), b"\x00\x00\x00\x02\x42\xff")  # starts as a message does
         await trio.sleep(5)
         assert not raw.engine.closing
         gate.opened.set()
