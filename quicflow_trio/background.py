@@ -35,7 +35,7 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             raise
         others = exc.split(trio.Cancelled)[1] if isinstance(exc, BaseExceptionGroup) else None
         if others is not None:
-            raise BaseExceptionGroup("the block failed, and so did tasks behind it", [failure, others]) from None
+            raise BaseExceptionGroup("the block failed, and so did tasks behind it", [failure, others]) from None  # noqa: ASYNC104
     if failure is not None:
         raise failure
 
