@@ -208,6 +208,11 @@ class Connection:
             self.engine.close(0, "nobody listens there", application=False)
             self.pump.kick()
 
+    def abandon_messages(self) -> None:
+        """Give up the messages that wait for handlers: their session has ended."""
+        if self._lanes is not None:
+            self._lanes.abandon()
+
     def fail(self, error: ProtocolError) -> None:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR

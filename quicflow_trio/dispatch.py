@@ -36,6 +36,21 @@ REASON_BYTES = 512
 _TYPES = {int(value): value for value in MessageType}
 
 
+class Crew:
+    """How many handlers run for one client id, over the sessions that it has had: old ones may still be finishing theirs.
+
+    Attributes:
+        running: handlers that run now.
+        blocked: dispatchers that could start one if there were fewer.
+    """
+
+    __slots__ = ("blocked", "running")
+
+    def __init__(self) -> None:
+        self.running: int = 0
+        self.blocked: dict[Dispatcher, None] = {}
+
+
 class _Worker:
     """What one worker is doing: read by the deadline watch and by remote cancellation."""
 
@@ -66,8 +81,10 @@ class Dispatcher:
         deadlines: where the handler deadline is kept.
         progress: called with a lane whenever one of its messages is done with.
         broken: called with a lane and the error when its bytes make no sense.
+        crew: shared with the dispatchers of earlier sessions of the same client; None starts one.
 
     Attributes:
+        crew: as given.
         payload_limit: as given; lowered when the peer accepts less.
         received: messages whose handler was started.
         failed: handlers that did not succeed, for whatever reason.
@@ -89,6 +106,7 @@ class Dispatcher:
         deadlines: Deadlines,
         progress: Callable[[LaneReceiver], None],
         broken: Callable[[LaneReceiver, ProtocolError], None],
+        crew: Crew | None = None,
     ) -> None:
         self._router = router
         self._peer = peer
@@ -101,6 +119,7 @@ class Dispatcher:
         self._deadlines = deadlines
         self._progress = progress
         self._broken = broken
+        self.crew: Crew = Crew() if crew is None else crew
         self._nursery: trio.Nursery | None = None
         self._ready: deque[LaneReceiver] = deque()
         self._workers: set[_Worker] = set()
@@ -162,7 +181,8 @@ class Dispatcher:
         nursery = self._nursery
         if nursery is None or self._follower_starting or not self._ready:
             return
-        if self._running >= self._limit and all(lane.running for lane in self._ready):
+        if self.crew.running >= self._limit and all(lane.running or lane.older is not None for lane in self._ready):
+            self.crew.blocked[self] = None
             return
         self._follower_starting = True
         nursery.start_soon(self._work, name="handler of " + self._sender)
@@ -170,12 +190,20 @@ class Dispatcher:
     def _next(self) -> Incoming | None:
         """Take the next message that may start: lanes in turn, each in its order."""
         ready = self._ready
-        full = self._running >= self._limit
+        full = self.crew.running >= self._limit
         for _ in range(len(ready)):
             lane = ready.popleft()
-            if full and lane.running:
+            older = lane.older
+            if older is not None:
+                if older.waiting:
+                    lane.scheduled = False
+                    continue  # Looked at again when the older one passes on.
+                if not older.running:
+                    lane.older = older = None
+            if full and (lane.running or older is not None):
                 # The limit is reached and this lane has its share of it. Another lane may still start its first.
                 ready.append(lane)
+                self.crew.blocked[self] = None
                 continue
             lane.scheduled = False
             if lane.ack_bytes > self._ack_limit:
@@ -190,6 +218,8 @@ class Dispatcher:
             elif queue:
                 lane.scheduled = True
                 ready.append(lane)
+            if lane.newer is not None:
+                lane.pass_on()
             return incoming
         return None
 
@@ -254,6 +284,7 @@ class Dispatcher:
         frame = incoming.frame
         self.received += 1
         self._running += 1
+        self.crew.running += 1
         incoming.lane.running += 1
         incoming.cancel = worker.cancel
         worker.incoming = incoming
@@ -314,6 +345,7 @@ class Dispatcher:
         lane = incoming.lane
         lane.running -= 1
         self._running -= 1
+        self.crew.running -= 1
         if status is not AckStatus.SUCCESS:
             self.failed += 1
         self._done(incoming, status, result, error)
@@ -332,7 +364,18 @@ class Dispatcher:
         if incoming.serial:
             lane.held_back = False
             self.resume(lane)
+        if lane.newer is not None:
+            lane.pass_on()
+        if self.crew.blocked:
+            self._unblock()
         self._progress(lane)
+
+    def _unblock(self) -> None:
+        """Let the other dispatchers of the crew use what has become free; this one's own worker goes on by itself."""
+        blocked, self.crew.blocked = self.crew.blocked, {}
+        for dispatcher in blocked:
+            if dispatcher is not self:
+                dispatcher._follow()
 
     def _fail(self, worker: _Worker, exc: Exception) -> None:
         incoming = worker.incoming
@@ -386,7 +429,7 @@ def _reason(exc: Exception) -> str:
     return text.encode("utf-8", "replace")[:REASON_BYTES].decode("utf-8", "ignore")
 
 
-def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery: trio.Nursery) -> None:
+def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery: trio.Nursery, crew: Crew | None = None) -> Crew:
     """Run the handlers of a session in this nursery from now on.
 
     Args:
@@ -395,6 +438,10 @@ def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery
         peer: what they get to answer through.
         sender: what received messages get as their sender.
         nursery: where the handlers' tasks start, on demand.
+        crew: of the client's earlier session; None starts one.
+
+    Returns:
+        The crew, for the client's next session.
     """
     config = link.config
     link.dispatcher = dispatcher = Dispatcher(
@@ -409,5 +456,7 @@ def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery
         deadlines=link.deadlines,
         progress=link.progress,
         broken=link.broken,
+        crew=crew,
     )
     dispatcher.start(nursery)
+    return dispatcher.crew

@@ -83,14 +83,20 @@ class LaneStreams:
         receiver.feed(event.data)
         self._link.dispatcher.receive(receiver)
         if not named and receiver.name is not None:
-            self._check_name(receiver)
+            self._enter(receiver, receiver.name)
         if event.fin:
             raise RemoteProtocolError("a lane was closed before its session")
         self._receivers_pending[receiver] = None
 
-    def _check_name(self, receiver: LaneReceiver) -> None:
-        if any(other.name == receiver.name and other is not receiver for other in self._receivers.values()):
-            raise RemoteProtocolError(f"lane {receiver.name!r} was opened twice")
+    def _enter(self, receiver: LaneReceiver, name: str) -> None:
+        """Check a lane that has just been named, and let what an earlier connection brought on it come first."""
+        if any(other.name == name and other is not receiver for other in self._receivers.values()):
+            raise RemoteProtocolError(f"lane {name!r} was opened twice")
+        link = self._link
+        older = link.received_lanes.get(name)
+        if older is not None:
+            receiver.follow(older, partial(link.dispatcher.resume, receiver))
+        link.remember_lane(name, receiver)
 
     def _receive_return(self, sender: LaneSender, event: StreamData) -> None:
         if event.fin:
@@ -206,6 +212,11 @@ class LaneStreams:
             self._link.dispatcher.resume(lane)
         self._senders_pending.clear()
         self._receivers_pending.clear()
+
+    def abandon(self) -> None:
+        """Give up the messages that wait for handlers."""
+        for lane in self._receivers.values():
+            lane.abandon()
 
     @property
     def all_received(self) -> bool:

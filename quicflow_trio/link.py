@@ -95,6 +95,7 @@ class Link:
         connection: the connection that carries the session now, None while there is none.
         lane_limit: lanes that this side may have open.
         held_bytes: bytes received that wait for handlers.
+        received_lanes: the last lane received of each name, also from connections that are gone; their messages come first.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Link:
         table: WaitingTable,
         deadlines: Deadlines,
         budget: CreditBudget,
+        earlier: Link | None = None,
     ) -> None:
         limits = config.limits
         self.config: ClientConfig | ServerConfig = config
@@ -120,6 +122,7 @@ class Link:
         self.connection: Carrier | None = None
         self.lane_limit: int = limits.lanes
         self.held_bytes: int = 0
+        self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
 
     # -- what a peer sends -----------------------------------------------------------------------------------------
     def check(self, message: Message) -> None:
@@ -196,6 +199,13 @@ class Link:
         """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
         self._budget.held -= self.held_bytes
         self.held_bytes = 0
+
+    def remember_lane(self, name: str, lane: LaneReceiver) -> None:
+        """Note the lane that has this name now, and forget those of earlier connections that have nothing left to do."""
+        lanes = self.received_lanes
+        for other in [key for key, value in lanes.items() if not (value.attached or value.waiting or value.running)]:
+            del lanes[other]
+        lanes[name] = lane
 
     def window(self) -> int:
         """Return the credit window for a lane at the moment, bytes."""

@@ -293,11 +293,13 @@ class Server:
             connection.close(CloseCode.REJECTED, str(exc))
             return
         client_id = hello.client_id
+        earlier = self._registry.get(client_id)
         link = Link(
             config,
             table=self._table,
             deadlines=self._deadlines,
             budget=self._budget,
+            earlier=None if earlier is None else earlier._link,
         )
         session = Session(
             client_id,
@@ -309,7 +311,8 @@ class Server:
         )
         nursery = self._half_open.pop(connection)
         assert nursery is not None, "a connection that says hello has its task"
-        run_handlers(link, self._router, peer=session, sender=client_id, nursery=nursery)
+        crew = None if earlier is None else earlier.crew
+        session.crew = run_handlers(link, self._router, peer=session, sender=client_id, nursery=nursery, crew=crew)
         older = self._registry.enter(session)
         if older is not None:
             if older.connected:

@@ -12,6 +12,7 @@ from typing import final
 import trio
 
 from .connection import Connection
+from .dispatch import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
 from .link import Link
 from .peer import Peer
@@ -46,6 +47,7 @@ class Session(Peer):
         client_id: the client's id.
         id: 16 random bytes that name this session.
         connected_at: when its connection was accepted, Unix seconds.
+        crew: how many handlers run for this client id, shared with its next session.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Session(Peer):
         self._epoch = epoch
         self._history = history
         self._retired = trio.Event()
+        self.crew: Crew | None = None
         self.connected_at: float = epoch + trio.current_time()
         self._address = self._current_address()
 
@@ -130,6 +133,7 @@ class Session(Peer):
             await self._retired.wait()
             await self._link.dispatcher.wait_idle()
         self._link.dispatcher.stop()
+        self._connection.abandon_messages()
 
 
 class SessionRegistry:
@@ -154,10 +158,14 @@ class SessionRegistry:
         Raises:
             ClientNotConnected: there is none.
         """
-        session = self._kept.get(client_id)
+        session = self.get(client_id)
         if session is None:
             raise ClientNotConnected(client_id)
         return session
+
+    def get(self, client_id: str) -> Session | None:
+        """Return the session of a client id, connected or away; None when there is none."""
+        return self._kept.get(client_id)
 
     def history(self, client_id: str) -> deque[SessionChange]:
         """Return the history to go on with for a client id."""

@@ -77,6 +77,8 @@ class LaneReceiver:
         released: bytes of credit given back, all in all.
         scheduled: true while the dispatcher has it on its list.
         counted: bytes of it that stand in the credit budget.
+        older: the lane of the same name on an earlier connection while that still has messages or handlers; they come first.
+        newer: called once when nothing waits here any more, for the lane that has this one as its `older`.
     """
 
     __slots__ = (
@@ -98,6 +100,8 @@ class LaneReceiver:
         "granted",
         "held_back",
         "name",
+        "newer",
+        "older",
         "queue",
         "released",
         "running",
@@ -114,6 +118,8 @@ class LaneReceiver:
         self.scheduled: bool = False
         self.attached: bool = True
         self.counted: int = 0
+        self.older: LaneReceiver | None = None
+        self.newer: Callable[[], None] | None = None
         self.granted: int = granted
         self.arrived: int = 0
         self.released: int = 0
@@ -142,6 +148,31 @@ class LaneReceiver:
     def undecoded(self) -> bool:
         """True when messages wait to be decoded."""
         return bool(self._later)
+
+    @property
+    def waiting(self) -> bool:
+        """True while messages wait for a handler, or for a serial one to end."""
+        return bool(self.queue) or self.held_back or bool(self._later)
+
+    def follow(self, older: LaneReceiver, resume: Callable[[], None]) -> None:
+        """Let the lane of the same name on an earlier connection go first; ``resume`` is called when this one may start."""
+        if older.waiting or older.running:
+            self.older = older
+            older.newer = resume
+
+    def pass_on(self) -> None:
+        """Let the lane that comes after this one begin, if nothing waits here."""
+        newer = self.newer
+        if newer is not None and not self.waiting:
+            self.newer = None
+            newer()
+
+    def abandon(self) -> None:
+        """Give up what waits: no handler will be started for it any more."""
+        self.queue.clear()
+        self._later.clear()
+        self.held_back = False
+        self.pass_on()
 
     @property
     def active(self) -> int:
