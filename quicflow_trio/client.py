@@ -112,7 +112,8 @@ class Client(Peer):
         limits = config.limits
         link = Link(
             config,
-            table=WaitingTable(limits.waiting, limits.waiting_per_session),
+            # One session, so the whole table is its share.
+            table=WaitingTable(limits.waiting, limits.waiting),
             deadlines=self._deadlines,
             budget=CreditBudget(limits.total_bytes),
         )
@@ -176,6 +177,8 @@ class Client(Peer):
             return
         log.info("client %s: %s -> %s%s", self.client_id, self.state.value.value, state.value, reason and f" ({reason})")
         self._history.append(StateChange(trio.current_time(), state, reason))
+        if reason:
+            self._link.trouble = f" (the last attempt: {reason})"
         set_value(self.state, state)
         self._changed.unpark_all()
 
@@ -298,7 +301,8 @@ class Client(Peer):
     def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
         """Take the welcome or the goodbye."""
         if isinstance(frame, Goodbye):
-            self._retry_after = frame.retry_after_ms / 1000
+            # At most what an unreachable server would cost: no peer may send a client away for ever.
+            self._retry_after = min(frame.retry_after_ms / 1000, self._config.backoff_max)
             log.info("client %s: the server says goodbye: %s", self.client_id, printable(frame.reason))
             return
         assert isinstance(frame, Welcome), "the state table lets nothing else through"
@@ -321,15 +325,19 @@ class Client(Peer):
     async def _leave(self) -> None:
         """Finish what is under way within ``close_grace``: outboxes, receipts, handlers and their acks."""
         with trio.move_on_after(self._config.close_grace):
-            if any(lane.unwritten for lane in self._link.lanes.values()):
-                # Messages were taken before there was a connection: it gets its chance.
-                while self.state.value is not ClientState.CONNECTED and self._refusal is None:
+            while self._refusal is None:
+                connection = self._connection
+                if connection is not None and self.state.value is ClientState.CONNECTED:
+                    connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
+                    connection.begin_drain()
+                    await connection.drained()
+                if not any(lane.unwritten for lane in self._link.lanes.values()):
+                    return
+                # There was no connection yet, or it was lost, or its server is draining: the next one gets its chance.
+                if connection is not None and self.state.value is ClientState.CONNECTED:
+                    await connection.closed.wait()
+                else:
                     await self._changed.park()
-            connection = self._connection
-            if connection is not None and self.state.value is ClientState.CONNECTED:
-                connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
-                connection.begin_drain()
-                await connection.drained()
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ class Limits:
     Attributes:
         payload: largest message payload and largest handler result, bytes.
         waiting: requests that may wait for an ack at once, per server and per client.
-        waiting_per_session: the share of ``waiting`` that one session may take.
+        waiting_per_session: the share of ``waiting`` that one session of a server may take; a client has one session and all of it.
         lanes: lanes each side of one session may open, the default lane included.
         lane_window: bytes a peer may send on one lane ahead of its handlers.
         outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait; also how many bytes of acks
@@ -148,7 +148,8 @@ class ServerConfig(_PeerConfig):
         workers: handlers that may run at once for one session (each lane can always run one).
         close_grace: seconds that ``aclose`` may take to say goodbye to every client.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
-        session_ttl: seconds that a session is kept after its connection was lost.
+        session_ttl: seconds that a session is kept after its connection was lost. Handlers that run go on for as long, so a short one
+            cancels them.
         limits: see `Limits`.
     """
 

@@ -95,6 +95,7 @@ class Link:
         connection: the connection that carries the session now, None while there is none.
         lane_limit: lanes that this side may have open.
         held_bytes: bytes received that wait for handlers.
+        trouble: what went wrong with the last connection, for error messages; empty when nothing did.
         received_lanes: the last lane received of each name, also from connections that are gone; their messages come first.
     """
 
@@ -122,6 +123,7 @@ class Link:
         self.connection: Carrier | None = None
         self.lane_limit: int = limits.lanes
         self.held_bytes: int = 0
+        self.trouble: str = ""
         self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
 
     # -- what a peer sends -----------------------------------------------------------------------------------------

@@ -203,6 +203,8 @@ class Peer:
                 raise HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
             if request.ack_error is not None:
                 raise request.ack_error()
+            if link.connection is None:
+                raise AckTimeout(f"no ack within {timeout:g} s: there is no connection{link.trouble}")
         raise AckTimeout(f"no ack within {timeout:g} s")
 
     def lane(self, name: str) -> Peer:

@@ -50,7 +50,7 @@ class ServerStatistics:
 
     Attributes:
         connected: sessions connected now.
-        away: sessions kept whose connection is gone.
+        away: sessions whose connection is gone: kept for their time to live, or finishing their handlers.
         half_open: connections that have not completed their hello.
         connections: connections accepted since the start.
         disconnects: connections that had a session and ended, by reason.
@@ -140,7 +140,10 @@ class Server:
 
         Raises:
             ConfigurationError: ``ack_timeout`` is not more than 0.
+            ConnectionClosed: the server was closed.
         """
+        if self._stop.is_set():
+            raise ConnectionClosed("the server was closed")
         return await broadcast(self.sessions, message, to=to, ack_timeout=ack_timeout)
 
     def statistics(self) -> ServerStatistics:
@@ -148,7 +151,7 @@ class Server:
         connected = len(self._registry.connected)
         return ServerStatistics(
             connected=connected,
-            away=len(self._registry) - connected,
+            away=sum(session is not None for session in self._connections.values()) - connected,
             half_open=len(self._half_open),
             connections=self._accepted,
             disconnects=dict(self._disconnects),
@@ -344,7 +347,9 @@ class Server:
             log.info("connection from %s refused: %s", connection.engine.peer_address, reason)
             return
         self._count(self._disconnects, _reason(ended))
-        session.note("disconnected", reason)
+        if self._registry.get(session.client_id) is session:
+            # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
+            session.note("disconnected", reason)
         log.info("client %s: disconnected: %s", printable(session.client_id), reason)
         self._registry.leave(session)
         if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:

@@ -109,6 +109,8 @@ class Session(Peer):
 
         Waits until the connection is gone. Cancelled, it goes on by itself. Handlers that run are not cancelled.
         """
+        if self.connected:
+            self.note("closed", reason)
         self._link.end(partial(ConnectionClosed, reason))
         self._retired.set()
         self._connection.close(CloseCode.NORMAL, reason)

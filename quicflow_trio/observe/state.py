@@ -38,7 +38,7 @@ class Observable(Generic[T]):
         return result
 
     async def transitions(self) -> AsyncIterator[tuple[T, T]]:
-        """Iterate over (new value, old value), from the next change on."""
+        """Iterate over (new value, old value), from the next change on. It does not end by itself: leave the loop, or cancel it."""
         async for change in self._value.transitions():
             yield change
 

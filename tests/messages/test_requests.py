@@ -65,10 +65,11 @@ async def test_one_over_the_limit_is_refused_at_once_on_either_side(autojump_clo
         client = world.clients["client-0"]
         one, two = (world.server.sessions[f"client-{number}"] for number in range(2))
         async with trio.open_nursery() as nursery:
-            for peer, count in ((client, 6), (one, 6), (two, 4)):
+            # A client has one session, and all of its table; a server's session has a share.
+            for peer, count in ((client, 10), (one, 6), (two, 4)):
                 for _ in range(count):
                     nursery.start_soon(partial(peer.request, Message.command()))
-            await until(lambda: len(gate.started) == 16)
+            await until(lambda: len(gate.started) == 20)
             start = trio.current_time()
             for peer in (client, one, two):
                 with pytest.raises(WaitingTableFull):
