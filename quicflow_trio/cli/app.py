@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, UnusedCliTokensError
 
 from ..errors import AuthenticationFailed, QuicFlowError
-from .common import CommandFailed, ExitCode, exit_code, leaves, shown
+from .common import CommandFailed, ExitCode, exit_code, is_broken_pipe, leaves, plain, shown
 
 __all__ = ["main"]
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "request": "Send one message, wait for its answer and print it; made for scripts.",
     "load": "Measure messages per second and latency with many clients.",
 }
+CLIENTS = ("connect", "request", "load")
 
 HELP = """A messaging backbone over QUIC.
 
@@ -49,21 +51,52 @@ def _make_app() -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `quicflow` with these arguments, or the process's own, and return its exit code."""
-    tokens, debug = _without_debug(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(*_without_debug(sys.argv[1:] if argv is None else argv))
+        # Here and not at exit, where Python would report a broken pipe by itself.
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, SystemExit, BaseExceptionGroup) as exc:
+        if not is_broken_pipe(exc):
+            raise
+    _discard_output()
+    return ExitCode.BROKEN_PIPE
+
+
+def _run(tokens: list[str], debug: bool) -> int:
     try:
         code = _make_app()(tokens, exit_on_error=False, result_action="return_value")
         # None comes from --help and --version.
         return ExitCode.OK if code is None else int(code)
-    except CycloptsError:
+    except CycloptsError as exc:
         # Cyclopts has printed what is wrong.
+        if hint := _usage_hint(exc, tokens):
+            print(hint, file=sys.stderr)
         return ExitCode.USAGE
-    except KeyboardInterrupt:
-        # Only outside the event loop: the commands watch for the signal themselves.
-        return ExitCode.INTERRUPTED
     except (CommandFailed, QuicFlowError, OSError, ExceptionGroup) as exc:
+        if is_broken_pipe(exc):
+            raise
         if debug:
             traceback.print_exc()
         return _report(exc)
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere: nobody reads it, and flushing it at exit would fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _usage_hint(exc: CycloptsError, tokens: list[str]) -> str | None:
+    """Return what was probably meant, for mistakes that are easy to make."""
+    if isinstance(exc, UnusedCliTokensError) and tokens[0] == "certs":
+        return "hint: --out FOLDER says where to write"
+    # Looked for among the tokens: what Cyclopts makes of it differs, a payload for one.
+    if tokens[0] in CLIENTS and any(token.partition("=")[0] == "--port" for token in tokens):
+        return "hint: the port is part of the address: HOST:PORT"
+    return None
 
 
 def _without_debug(tokens: Sequence[str]) -> tuple[list[str], bool]:
@@ -93,7 +126,12 @@ def _describe(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.strerror:
         # Without "[Errno 2]": the number tells a user nothing.
         return exc.strerror if exc.filename is None else f"{exc.filename}: {exc.strerror}"
-    text = shown(str(exc)) or type(exc).__name__
+    text = shown(plain(str(exc))) or type(exc).__name__
+    if isinstance(exc, AuthenticationFailed) and "doesn't match" in text:
+        return (
+            f"{text}\nhint: say with --server-name NAME which of its names the certificate is to be checked for, "
+            "or make one for this host with `quicflow certs --name HOST`"
+        )
     if isinstance(exc, AuthenticationFailed):
         return f"{text}\nhint: trust the server's authority with --ca FILE (`quicflow certs` writes certs/ca.pem)"
     return text

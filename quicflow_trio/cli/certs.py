@@ -67,7 +67,7 @@ def certs(
     files = [file for pair in pairs for file in (pair.certificate, pair.key)]
     existing = [str(file) for file in files if file.exists()]
     if existing and not force:
-        raise CommandFailed(ExitCode.USAGE, f"{', '.join(existing)}: exists already; --force replaces, --out writes elsewhere")
+        raise CommandFailed(ExitCode.USAGE, f"these exist already: {', '.join(existing)}; use --force to replace them, or --out")
     out.mkdir(parents=True, exist_ok=True)
     for pair in pairs:
         pair.made.write_pem(pair.certificate, pair.key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -47,7 +48,9 @@ __all__ = [
     "exit_code",
     "explain",
     "first_of",
+    "is_broken_pipe",
     "leaves",
+    "plain",
     "shown",
     "until_signalled",
     "wait_connected",
@@ -65,6 +68,7 @@ class ExitCode(enum.IntEnum):
     NO_CONNECTION = 3
     TIMEOUT = 4
     INTERRUPTED = 130
+    BROKEN_PIPE = 141
 
 
 class CommandFailed(Exception):
@@ -101,6 +105,12 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
             yield from leaves(inner)
     else:
         yield exc
+
+
+def is_broken_pipe(exc: BaseException) -> bool:
+    """True when whoever read our output has left, as `head` does: nothing that needs a word."""
+    # Rich, which prints help and tables, makes a SystemExit of it; nothing else here raises one.
+    return any(isinstance(cause, (BrokenPipeError, SystemExit)) for cause in leaves(exc))
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -257,7 +267,7 @@ async def wait_connected(client: Client, address: Address, patience: float) -> N
             await client.wait_connected()
     except trio.TooSlowError:
         reasons = [change.reason for change in client.statistics().history if change.reason]
-        detail = f" (last attempt: {shown(reasons[-1])})" if reasons else ""
+        detail = f" (last attempt: {shown(plain(reasons[-1]))})" if reasons else ""
         raise CommandFailed(ExitCode.NO_CONNECTION, f"no connection to {address} within {patience:g} s{detail}") from None
 
 
@@ -276,6 +286,11 @@ def shown(text: str | bytes) -> str:
     return f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
 
 
+def plain(text: str) -> str:
+    """Return an error's text with the names of a certificate as a user writes them, not as the objects that the TLS stack shows."""
+    return re.sub(r"\w+Pattern\(pattern=(?:b|IPv[46]Address\()'([^']*)'\)+", r"\1", text)
+
+
 def explain(error: BaseException) -> str:
     """Return an error as one phrase: its kind, and what it says."""
-    return f"{type(error).__name__}: {shown(str(error))}"
+    return f"{type(error).__name__}: {shown(plain(str(error)))}"

@@ -29,6 +29,7 @@ from .common import (
     configure_logging,
     explain,
     first_of,
+    plain,
     shown,
     until_signalled,
     wait_connected,
@@ -143,7 +144,7 @@ async def show_states(client: Client, screen: Screen) -> None:
         history = client.statistics().history
         unseen = history[history.index(last) + 1 :] if last in history else history
         for change in unseen:
-            screen.show(f"* {change.state.value}" + (f" ({shown(change.reason)})" if change.reason else ""))
+            screen.show(f"* {change.state.value}" + (f" ({shown(plain(change.reason))})" if change.reason else ""))
             last = change
         now = client.state.value
         await client.state.wait_value(partial(operator.is_not, now))

@@ -10,7 +10,7 @@ import trio
 from cyclopts import App
 
 from ..errors import QuicFlowError
-from .common import CommandFailed, ExitCode, Flag, configure_logging, explain, leaves, until_signalled
+from .common import CommandFailed, ExitCode, Flag, configure_logging, explain, is_broken_pipe, leaves, until_signalled
 from .demo_cast import open_cast
 from .demo_stage import NotAsSaid, Stage
 from .demo_steps import STEPS
@@ -54,6 +54,8 @@ async def _demo() -> int:
                     with trio.fail_after(STEP_SECONDS):
                         await play(cast, stage)
         except Exception as exc:
+            if is_broken_pipe(exc):
+                raise
             problems = [_describe(cause) for cause in leaves(exc)]
             raise CommandFailed(ExitCode.FAILED, f"step {stage.number} ({stage.title}): {'; '.join(problems)}") from exc
     stage.close(f"All {stage.number} steps did what they said, in {time.perf_counter() - started:.1f} s.")

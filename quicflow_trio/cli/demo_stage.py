@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import final
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 __all__ = ["NotAsSaid", "Stage"]
+
+WIDEST = 1000
+"""More characters than any table has."""
 
 
 class NotAsSaid(Exception):
@@ -53,15 +57,31 @@ class Stage:
         self._console.print(claim)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table; all but its first column hold figures."""
-        table = Table(title=title, title_justify="left")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
+        """Show a table; all but its first column hold figures. Where it is too wide, the last columns are left out."""
+        table = _table(title, columns, rows)
+        # Rich would fit it in by cutting figures, which makes them wrong.
+        for count in range(len(columns), 0, -1):
+            if self._fits(table):
+                break
+            # With its headings on several lines first.
+            table = _table(title, [column.replace(" ", "\n") for column in columns[:count]], [row[:count] for row in rows])
         self._console.print()
         self._console.print(table)
+
+    def _fits(self, table: Table) -> bool:
+        return (
+            Measurement.get(self._console, self._console.options.update(max_width=WIDEST), table).maximum <= self._console.width
+        )
 
     def close(self, text: str) -> None:
         """Say the last word."""
         self._console.print(f"\n{text}", style="bold green")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -200,12 +200,12 @@ def show_statistics(cast: Cast, stage: Stage) -> None:
                 f"{figures.connects}",
                 f"{figures.messages_sent:,}",
                 f"{figures.messages_received:,}",
+                "-" if session.rtt is None else f"{session.rtt * 1000:.2f}",
                 f"{figures.bytes_sent:,}",
                 f"{figures.bytes_received:,}",
-                "-" if session.rtt is None else f"{session.rtt * 1000:.2f}",
             )
         )
-    stage.table("Clients", ("client", "connects", "sent", "received", "bytes sent", "bytes received", "RTT ms"), rows)
+    stage.table("Clients", ("client", "connects", "sent", "received", "RTT ms", "bytes sent", "bytes received"), rows)
     server = cast.server.statistics()
     socket = server.endpoint.socket
     stage.say(

@@ -26,6 +26,7 @@ from .common import (
     Patience,
     configure_logging,
     exit_code,
+    plain,
     until_signalled,
     wait_connected,
 )
@@ -96,7 +97,7 @@ async def _request(
         if code == ExitCode.USAGE or not json_output:
             raise
         seconds = time.perf_counter() - started
-        print(json.dumps({"ok": False, "status": code.name.lower(), "seconds": seconds, "error": str(exc)}))
+        print(json.dumps({"ok": False, "status": code.name.lower(), "seconds": seconds, "error": plain(str(exc))}))
         return code
     if json_output:
         print(json.dumps({"ok": True, "status": "ok", "seconds": seconds} | _result(ack.result)))

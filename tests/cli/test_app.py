@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -13,6 +15,7 @@ import trio
 
 from quicflow_trio import errors
 from quicflow_trio.cli import app as app_module
+from quicflow_trio.cli import main
 from quicflow_trio.cli.common import (
     SHOWN_CHARACTERS,
     Address,
@@ -114,7 +117,51 @@ def test_an_interrupt_before_the_command_runs_is_no_traceback(monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(app_module, "_make_app", interrupted)
-    assert app_module.main(["demo"]) == 130
+    assert main(["demo"]) == 130
+
+
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == app_module.__name__:
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, app_module.__name__)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert main(["demo"]) == 130
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("arguments", [("--help",), ("certs", "--help"), ("certs",), ("certs", "--json"), ("demo",)])
+def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "quicflow_trio.cli", *arguments]
+    # As from a shell of its own: the tests may run in another folder than the package's.
+    environment = {**os.environ, "PYTHONPATH": str(Path(app_module.__file__).parents[2])}
+    try:
+        ran = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False, cwd=tmp_path, env=environment
+        )
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("certs", "other"), "hint: --out FOLDER"),
+        (("connect", "localhost", "--id", "a", "--port", "9999"), "HOST:PORT"),
+        (("request", "localhost", "x", "--id", "a", "--port=9999"), "HOST:PORT"),
+        (("request", "localhost", "--id", "a", "--port", "9999"), "HOST:PORT"),
+        (("load", "--port", "9999"), "HOST:PORT"),
+    ],
+)
+def test_usual_mistakes_get_a_hint(quicflow: Quicflow, arguments: tuple[str, ...], hint: str) -> None:
+    ran = quicflow(*arguments)
+    assert ran.code == 2
+    assert hint in ran.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

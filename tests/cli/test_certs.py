@@ -68,7 +68,8 @@ def test_an_authority_in_use_is_not_overwritten_unasked(quicflow: Quicflow, tmp_
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     ran = quicflow("certs", "--out", str(tmp_path))
     assert ran.code == 2
-    assert "--force" in ran.err
+    assert ran.err.startswith(f"quicflow: these exist already: {tmp_path}/ca.pem, ")
+    assert "use --force" in ran.err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert quicflow("certs", "--out", str(tmp_path), "--force").code == 0
     assert (tmp_path / "ca.pem").read_bytes() != before[tmp_path / "ca.pem"]

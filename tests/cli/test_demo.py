@@ -112,3 +112,18 @@ def test_it_prints_also_where_only_ascii_can_be_printed() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("columns", [100, 72, 60, 40, 12])
+def test_no_figure_is_cut_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    headings = ("client", "connects", "sent", "RTT ms", "bytes sent", "bytes received")
+    row = ("ada", "1", "1,234", "0.25", "123,456,789", "987,654,321")
+    Stage().table("Clients", headings, [row])
+    lines = capsys.readouterr().out.splitlines()
+    (shown,) = [line.strip("│").replace("│", " ").split() for line in lines if "ada" in line]
+    assert tuple(shown) == row[: len(shown)]
+    # What can be shown, is.
+    assert len(shown) == {100: 6, 72: 6, 60: 5, 40: 4, 12: 1}[columns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -92,6 +93,28 @@ def test_an_untrusted_server_is_exit_code_3_with_a_hint(quicflow: Quicflow, serv
     assert (ran.code, ran.err) == (3, "")
     assert json.loads(ran.out)["status"] == "no_connection"
     assert quicflow("request", server, "x", "--id", "a", "--insecure").out == "X\n"
+
+
+def test_a_name_that_the_certificate_lacks_has_its_own_hint(quicflow: Quicflow, server: str, trust: tuple[str, str]) -> None:
+    arguments = ("request", server, "x", "--id", "a", *trust, "--server-name", "nope.example")
+    ran = quicflow(*arguments)
+    assert ran.code == 3
+    problem, hint = ran.err.splitlines()
+    assert problem.endswith("hostname 'nope.example' doesn't match either of localhost, 127.0.0.1, ::1")
+    assert "--server-name" in hint
+    assert "quicflow certs --name" in hint
+    assert "--ca" not in hint
+    assert "Pattern(" not in json.loads(quicflow(*arguments, "--json").out)["error"]
+
+
+def test_a_reader_that_leaves_is_no_error(start: Callable[..., Child], server: str, trust: tuple[str, str]) -> None:
+    for options in ((), ("--json",)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        child = start("request", server, "x", "--id", "a", *trust, *options, stdout=writer)
+        os.close(writer)
+        ended = child.end()
+        assert (ended.code, ended.err) == (141, "")
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])
