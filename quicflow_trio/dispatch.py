@@ -142,6 +142,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Start no further handler; those that run are ended by their nursery."""
         self._nursery = None
+        self.crew.blocked.pop(self, None)
 
     @property
     def running(self) -> int:

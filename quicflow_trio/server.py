@@ -259,11 +259,18 @@ class Server:
             async with trio.open_nursery() as nursery:
                 if connection in self._half_open:
                     self._half_open[connection] = nursery
-                await connection.run()
-                session = self._connections[connection]
-                if session is not None:
-                    await session.linger(self._config.session_ttl)
-                    self._registry.forget(session)
+                try:
+                    await connection.run()
+                    session = self._connections[connection]
+                    if session is not None:
+                        await session.linger(self._config.session_ttl)
+                        self._registry.forget(session)
+                finally:
+                    # However it ends: the other sessions of the client share a worker limit, and must not wake a dispatcher whose
+                    # nursery is closing.
+                    session = self._connections[connection]
+                    if session is not None:
+                        session.stop_handlers()
                 nursery.cancel_scope.cancel()
         except Exception:
             # A defect in one connection must not take the others down; it is logged whole and counted.

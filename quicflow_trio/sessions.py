@@ -134,6 +134,9 @@ class Session(Peer):
         with trio.move_on_after(ttl):
             await self._retired.wait()
             await self._link.dispatcher.wait_idle()
+
+    def stop_handlers(self) -> None:
+        """Start no further handler for this session, and let the lanes of the client's next one begin."""
         self._link.dispatcher.stop()
         self._connection.abandon_messages()
 

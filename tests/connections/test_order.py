@@ -25,7 +25,7 @@ from quicflow_trio import (
     ServerConfig,
     open_client,
 )
-from quicflow_trio.testing import MemoryNetwork, World, open_world, throwaway_tls
+from quicflow_trio.testing import MemoryNetwork, World, open_world, seeded, throwaway_tls
 from tests.connections.machine import until
 
 
@@ -141,6 +141,27 @@ async def test_a_session_that_ends_lets_the_next_one_start(autojump_clock: MockC
         assert started == [b"0"]
         await trio.sleep(20)
         assert started == [b"0", b"2"], "what waited behind the stuck one ended with its session"
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_server_that_is_cancelled_wakes_no_session_that_has_ended(autojump_clock: MockClock, seed: int) -> None:
+    """Sessions of one client share a worker limit: the end of one handler must not start another in a nursery that is closed."""
+    stuck = Router()
+
+    @stuck.on(MessageType.EVENT)
+    async def stand_still(request: Request) -> None:
+        await trio.sleep_forever()
+
+    config = ServerConfig(workers=1, handler_timeout=math.inf)
+    with seeded(seed), trio.move_on_after(10) as scope:
+        async with open_world(router=stuck, server_config=config, network=MemoryNetwork(delay=0.01)) as world:
+            client = world.clients["client-0"]
+            for _ in range(3):
+                for name in ("", "second"):
+                    await deliver(client.lane(name), *range(5))
+                await reconnect(world, client)
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
 
 
 # -- leaving while the network is away -----------------------------------------------------------------------------------
