@@ -351,7 +351,8 @@ class Server:
         session = self._connections[connection]
         if session is None:
             self._count(self._refused, _reason(ended))
-            log.info("connection from %s refused: %s", connection.engine.peer_address, reason)
+            address = connection.engine.peer_address or ("an unknown address", 0)
+            log.info("connection from %s port %d ended before its hello: %s", address[0], address[1], reason)
             return
         self._count(self._disconnects, _reason(ended))
         if self._registry.get(session.client_id) is session:

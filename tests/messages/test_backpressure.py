@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import ClientConfig, Limits, Message, Peer, ServerConfig
+from quicflow_trio import ClientConfig, Limits, Message, MessageType, Peer, Request, Router, ServerConfig
 from quicflow_trio.client import ClientState
 from quicflow_trio.protocol.lane_sender import MESSAGE_OVERHEAD
 from quicflow_trio.testing import MemoryNetwork, open_world
@@ -262,3 +263,33 @@ async def test_a_peer_that_reads_no_acks_gets_no_further_handlers_and_costs_a_bo
         assert session.statistics().messages_received == 30
         await trio.sleep(1)
         assert_at_rest(world)
+
+
+@pytest.mark.parametrize(("dispatch_queue", "cancelled"), [(1, 0), (1, 3), (1024, 1200)])
+async def test_a_lane_goes_on_after_cancellations_fill_its_queue(
+    autojump_clock: MockClock, dispatch_queue: int, cancelled: int
+) -> None:
+    """Cancellations must not use up the room of messages, nor wait behind them: the lane would stand still with nothing running."""
+    router = Router()
+    started = 0
+
+    @router.on(MessageType.COMMAND)
+    async def stand_still(request: Request) -> None:
+        nonlocal started
+        started += 1
+        await trio.sleep_forever()
+
+    @router.on(MessageType.QUERY)
+    async def answer(request: Request) -> bytes:
+        return b"here"
+
+    config = ServerConfig(limits=Limits(dispatch_queue=dispatch_queue), workers=1, handler_timeout=math.inf)
+    async with open_world(router=router, server_config=config, network=MemoryNetwork(delay=0.01)) as world:
+        client = world.clients["client-0"]
+        with trio.move_on_after(1):
+            async with trio.open_nursery() as nursery:
+                for _ in range(cancelled):
+                    nursery.start_soon(partial(client.request, Message.command(), ack_timeout=math.inf))
+        assert (await client.request(Message.query(), ack_timeout=5)).result == b"here"
+        assert started <= max(1, cancelled // 2), "what was taken back is not run"
+        assert world.server.sessions["client-0"].statistics().held_bytes == 0
