@@ -182,7 +182,7 @@ class Dispatcher:
         nursery = self._nursery
         if nursery is None or self._follower_starting or not self._ready:
             return
-        if self.crew.running >= self._limit and all(lane.running or lane.older is not None for lane in self._ready):
+        if self.crew.running >= self._limit and all(lane.running or lane.still_behind() for lane in self._ready):
             self.crew.blocked[self] = None
             return
         self._follower_starting = True
@@ -195,13 +195,10 @@ class Dispatcher:
         for _ in range(len(ready)):
             lane = ready.popleft()
             older = lane.older
-            if older is not None:
-                if older.waiting:
-                    lane.scheduled = False
-                    continue  # Looked at again when the older one passes on.
-                if not older.running:
-                    lane.older = older = None
-            if full and (lane.running or older is not None):
+            if older is not None and older.waiting:
+                lane.scheduled = False
+                continue  # Looked at again when the older one passes on.
+            if full and (lane.running or lane.still_behind()):
                 # The limit is reached and this lane has its share of it. Another lane may still start its first.
                 ready.append(lane)
                 self.crew.blocked[self] = None

@@ -160,6 +160,13 @@ class LaneReceiver:
             self.older = older
             older.newer = resume
 
+    def still_behind(self) -> bool:
+        """Return True while the lane that goes first has messages or handlers; forget it once it has none."""
+        older = self.older
+        if older is not None and not older.waiting and not older.running:
+            self.older = older = None
+        return older is not None
+
     def pass_on(self) -> None:
         """Let the lane that comes after this one begin, if nothing waits here."""
         newer = self.newer

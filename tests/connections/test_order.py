@@ -164,6 +164,29 @@ async def test_a_server_that_is_cancelled_wakes_no_session_that_has_ended(autoju
     assert scope.cancelled_caught
 
 
+async def test_a_lane_whose_predecessor_is_done_starts_though_others_stand_still(autojump_clock: MockClock) -> None:
+    """Each lane may always run one handler; having come after an older one must not take that away."""
+    started: list[bytes] = []
+    router = Router()
+
+    @router.on(MessageType.EVENT)
+    async def handle(request: Request) -> None:
+        started.append(request.message.payload)
+        await trio.sleep(math.inf if request.message.payload == b"0" else 5)
+
+    config = ServerConfig(workers=1, handler_timeout=math.inf)
+    async with open_world(router=router, server_config=config, network=MemoryNetwork(delay=0.01)) as world:
+        client = world.clients["client-0"]
+        await deliver(client.lane("stuck"), 0)
+        await deliver(client, 1)
+        await reconnect(world, client)
+        await deliver(client, 2)
+        await trio.sleep(1)
+        assert started == [b"0", b"1"]
+        await trio.sleep(10)
+        assert started == [b"0", b"1", b"2"]
+
+
 # -- leaving while the network is away -----------------------------------------------------------------------------------
 @asynccontextmanager
 async def cut_off(grace: float) -> AsyncIterator[tuple[World, Client]]:
