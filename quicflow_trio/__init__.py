@@ -12,8 +12,9 @@ Layers; imports point left only::
 from __future__ import annotations
 
 from .broadcast import BroadcastReport
-from .client import Client, ClientState, ClientStatistics, StateChange, open_client
-from .config import ClientConfig, Limits, ServerConfig, TLSConfig
+from .client import Client, open_client
+from .client_state import ClientState, ClientStatistics, StateChange
+from .config import ClientConfig, Limits, OpsConfig, ServerConfig, TLSConfig
 from .errors import (
     AckTimeout,
     AuthenticationFailed,
@@ -34,16 +35,37 @@ from .errors import (
     WaitingTableFull,
 )
 from .message import Ack, AckStatus, Delivery, Message, MessageType
+from .observe.events import (
+    AckTimeoutEvent,
+    BroadcastEvent,
+    ConnectEvent,
+    DisconnectEvent,
+    DisconnectReason,
+    ErrorEvent,
+    Event,
+    EventStream,
+    HeartbeatTimeoutEvent,
+    MessageReceivedEvent,
+    MessageSentEvent,
+    ReconnectEvent,
+    StateChangeEvent,
+)
+from .observe.histogram import HistogramSnapshot
+from .observe.history import SessionChange
+from .observe.hooks import Hooks
+from .observe.metrics import MetricsSnapshot
 from .peer import Peer, PeerStatistics, Sent
 from .router import Handler, Request, Router
 from .server import Server, ServerStatistics, serve
-from .sessions import Session, SessionChange
+from .sessions import Session
 
 __all__ = [
     "Ack",
     "AckStatus",
     "AckTimeout",
+    "AckTimeoutEvent",
     "AuthenticationFailed",
+    "BroadcastEvent",
     "BroadcastReport",
     "Client",
     "ClientConfig",
@@ -51,22 +73,36 @@ __all__ = [
     "ClientState",
     "ClientStatistics",
     "ConfigurationError",
+    "ConnectEvent",
     "ConnectionClosed",
     "ConnectionLost",
     "ConnectionRefused",
     "Delivery",
+    "DisconnectEvent",
+    "DisconnectReason",
+    "ErrorEvent",
+    "Event",
+    "EventStream",
     "Handler",
     "HandlerFailed",
+    "HeartbeatTimeoutEvent",
+    "HistogramSnapshot",
+    "Hooks",
     "LaneLimitReached",
     "Limits",
     "LocalProtocolError",
     "Message",
+    "MessageReceivedEvent",
+    "MessageSentEvent",
     "MessageType",
+    "MetricsSnapshot",
+    "OpsConfig",
     "PayloadTooLarge",
     "Peer",
     "PeerStatistics",
     "ProtocolError",
     "QuicFlowError",
+    "ReconnectEvent",
     "RemoteProtocolError",
     "Request",
     "Router",
@@ -79,6 +115,7 @@ __all__ = [
     "SessionReplaced",
     "SlowConsumer",
     "StateChange",
+    "StateChangeEvent",
     "TLSConfig",
     "WaitingTableFull",
     "open_client",

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import trio
 
 from .errors import AckTimeout, ClientNotConnected, HandlerFailed, QuicFlowError, SlowConsumer
-from .message import Ack, AckStatus, Message
-from .peer import check_ack_timeout
+from .message import Ack, AckStatus, Message, type_name
+from .observe.events import BroadcastEvent
+from .observe.instruments import Instruments
+from .peer import check_ack_timeout, report_ack_timeout
 from .protocol.lane_sender import Outgoing, OutgoingRequest
 from .sessions import Session
 
@@ -68,7 +70,12 @@ def _targets(
 
 
 async def broadcast(
-    connected: Mapping[str, Session], message: Message, *, to: Iterable[str] | None, ack_timeout: float | None
+    connected: Mapping[str, Session],
+    message: Message,
+    *,
+    to: Iterable[str] | None,
+    ack_timeout: float | None,
+    instruments: Instruments,
 ) -> BroadcastReport:
     """Send one message, under one id, on the default lane of many sessions; see `Server.broadcast`."""
     if isinstance(to, str):
@@ -78,6 +85,9 @@ async def broadcast(
     await trio.lowlevel.checkpoint()
     failed: dict[str, QuicFlowError] = {}
     targets = _targets(connected, to, failed)
+    counters = instruments.counters
+    counters.broadcasts_sent += 1
+    counters.broadcast_targets += len(targets) + len(failed)
     if ack_timeout is None:
         sent = 0
         for index, (client_id, session) in enumerate(targets, 1):
@@ -88,8 +98,25 @@ async def broadcast(
                 failed[client_id] = error
             if index % CHUNK == 0:
                 await trio.lowlevel.checkpoint()
+        _report(instruments, message, sent + len(failed), sent)
         return BroadcastReport(sent, {}, failed)
-    return await _broadcast_acked(targets, message, ack_timeout, failed)
+    return await _broadcast_acked(targets, message, ack_timeout, failed, instruments)
+
+
+def _report(instruments: Instruments, message: Message, targets: int, sent: int) -> None:
+    events = instruments.events
+    if events.active:
+        events.emit(
+            BroadcastEvent(
+                at=events.now(),
+                client_id="",
+                message_id=message.id,
+                type=type_name(message.type),
+                size=len(message.payload),
+                targets=targets,
+                sent=sent,
+            )
+        )
 
 
 def _submit(session: Session, outgoing: Outgoing) -> QuicFlowError | None:
@@ -104,7 +131,11 @@ def _submit(session: Session, outgoing: Outgoing) -> QuicFlowError | None:
 
 
 async def _broadcast_acked(
-    targets: list[tuple[str, Session]], message: Message, ack_timeout: float, failed: dict[str, QuicFlowError]
+    targets: list[tuple[str, Session]],
+    message: Message,
+    ack_timeout: float,
+    failed: dict[str, QuicFlowError],
+    instruments: Instruments,
 ) -> BroadcastReport:
     requests: dict[str, OutgoingRequest] = {}
     countdown = _Countdown()
@@ -112,7 +143,8 @@ async def _broadcast_acked(
     with ExitStack() as stack:
         for index, (client_id, session) in enumerate(targets, 1):
             link = session._link
-            request = OutgoingRequest(session._lane, message, link.share, link.deadlines)
+            now = trio.current_time()
+            request = OutgoingRequest(session._lane, message, link.share, link.deadlines, now)
             try:
                 stack.enter_context(request)
             except QuicFlowError as exc:
@@ -128,18 +160,22 @@ async def _broadcast_acked(
             request.wake = _Countdown.one
             if ack_timeout != math.inf:
                 request.timed = True
-                link.deadlines.add(trio.current_time() + ack_timeout, request)
+                link.deadlines.add(now + ack_timeout, request)
             requests[client_id] = request
             if index % CHUNK == 0:
                 # Acks may come in from here on; the one below keeps the count from reaching zero before all were sent.
                 countdown.left += 1
                 await trio.lowlevel.checkpoint()
                 countdown.left -= 1
+        _report(instruments, message, len(requests) + len(failed), len(requests))
         if countdown.left:
             await countdown.done.wait()
         acked: dict[str, Ack] = {}
+        links = {client_id: session._link for client_id, session in targets}
         for client_id, request in requests.items():
             outcome = _outcome(request, ack_timeout)
+            if isinstance(outcome, AckTimeout):
+                report_ack_timeout(links[client_id], message, ack_timeout)
             if isinstance(outcome, Ack):
                 acked[client_id] = outcome
             else:

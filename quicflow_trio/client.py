@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import final
 
 import trio
 
 from .background import open_background
+from .client_state import ClientState, ClientStatistics, StateChange
 from .config import ClientConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
 from .dispatch import run_handlers
-from .endings import loss, refusal
+from .endings import loss, reason_label, refusal, report_end
 from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError
+from .gauges import NetworkTotals, measure
 from .heartbeat import heartbeat
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.udp import Network, UdpNetwork
+from .observe.events import Event, EventStream, StateChangeEvent
+from .observe.hooks import Hooks, open_hooks
+from .observe.instruments import Instruments
 from .observe.logs import printable
+from .observe.metrics import MetricsSnapshot, count
 from .observe.state import Observable, set_value
 from .peer import Peer, PeerStatistics
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
@@ -39,56 +43,11 @@ from .reconnect import Backoff
 from .router import Router
 from .wire import Goodbye, Hello, Welcome
 
-__all__ = ["Client", "ClientState", "ClientStatistics", "StateChange", "open_client"]
+__all__ = ["Client", "open_client"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
 HISTORY = 100
-
-
-class ClientState(enum.Enum):
-    """Where a client stands. It goes round: idle, connecting, connected, idle ..."""
-
-    IDLE = "idle"
-    """Not connected: before the first attempt, between attempts, after the end."""
-    CONNECTING = "connecting"
-    """An attempt is under way: QUIC handshake, then hello and welcome."""
-    CONNECTED = "connected"
-    """Messages flow."""
-
-
-@dataclass(frozen=True, slots=True)
-class StateChange:
-    """One change of a client's state.
-
-    Attributes:
-        at: when, on Trio's clock, seconds.
-        state: the new state.
-        reason: why, as text; empty where the state says it all.
-    """
-
-    at: float
-    state: ClientState
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStatistics(PeerStatistics):
-    """A client in figures: those of its session, and those of its connections.
-
-    Attributes:
-        state: the state now.
-        attempts: connection attempts so far.
-        connects: attempts that led to a connection.
-        rtt: round trip of the last heartbeat, seconds; None before the first.
-        history: the last 100 changes of state, oldest first.
-    """
-
-    state: ClientState
-    attempts: int
-    connects: int
-    rtt: float | None
-    history: tuple[StateChange, ...]
 
 
 @final
@@ -108,18 +67,26 @@ class Client(Peer):
         self._tls = tls
         self._config = config
         self._network = network
+        self._instruments = Instruments()
+        self._events = self._instruments.events
         self._deadlines = Deadlines()
         limits = config.limits
+        # One session, so the whole table is its share.
+        self._table = WaitingTable(limits.waiting, limits.waiting)
         link = Link(
             config,
-            # One session, so the whole table is its share.
-            table=WaitingTable(limits.waiting, limits.waiting),
+            table=self._table,
             deadlines=self._deadlines,
             budget=CreditBudget(limits.total_bytes),
+            client_id=client_id,
+            instruments=self._instruments,
         )
         super().__init__(link, link.lanes[""])
         self._backoff = Backoff(config.backoff_initial, config.backoff_max, config.jitter, config.seed)
         self._connection: Connection | None = None
+        self._endpoint: Endpoint | None = None
+        # Of the endpoints that are closed.
+        self._network_totals = NetworkTotals()
         self._changed = trio.lowlevel.ParkingLot()
         self._closed = trio.Event()
         self._refusal: ErrorFactory | None = None
@@ -127,6 +94,8 @@ class Client(Peer):
         self._retry_after = 0.0
         self._attempts = 0
         self._connects = 0
+        self._attempts_at_loss = 0
+        self._lost_at: float | None = None
         self._rtt: float | None = None
         self._history: deque[StateChange] = deque(maxlen=HISTORY)
 
@@ -171,15 +140,42 @@ class Client(Peer):
             history=tuple(self._history),
         )
 
+    def metrics(self) -> MetricsSnapshot:
+        """Return all counters and gauges at this moment; the counters go on over all connections."""
+        network = self._network_totals.copy()
+        if self._endpoint is not None:
+            network.add(self._endpoint.statistics())
+        connected = self.state.value is ClientState.CONNECTED
+        return measure(
+            self._instruments,
+            links=[self._link],
+            connections=[] if self._connection is None else [self._connection],
+            table=self._table,
+            network=network,
+            connected=int(connected),
+            half_open=int(self.state.value is ClientState.CONNECTING),
+            away=int(self.state.value is ClientState.IDLE),
+        )
+
+    def open_events(
+        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Subscribe to what happens on this side; see `Server.open_events`. The iteration ends when the client is closed."""
+        return self._events.open(kinds, max_buffer_size)
+
     # -- state -----------------------------------------------------------------------------------------------------
     def _set_state(self, state: ClientState, reason: str = "") -> None:
-        if state is self.state.value:
+        old = self.state.value
+        if state is old:
             return
-        log.info("client %s: %s -> %s%s", self.client_id, self.state.value.value, state.value, reason and f" ({reason})")
+        log.info("client %s: %s -> %s%s", self.client_id, old.value, state.value, reason and f" ({reason})")
         self._history.append(StateChange(trio.current_time(), state, reason))
         if reason:
             self._link.trouble = f" (the last attempt: {reason})"
         set_value(self.state, state)
+        if self._events.active:
+            now = self._events.now()
+            self._events.emit(StateChangeEvent(at=now, client_id=self.client_id, old=old.value, new=state.value, reason=reason))
         self._changed.unpark_all()
 
     def _end(self, error: ErrorFactory) -> None:
@@ -203,14 +199,19 @@ class Client(Peer):
         """Connect, run, back off, again; end only when refused. Owns the connection of the moment."""
         while self._refusal is None:
             self._attempts += 1
+            self._instruments.counters.reconnect_attempts = self._attempts - 1
             started = trio.current_time()
             try:
                 await self._attempt()
             except OSError as exc:
+                self._instruments.counters.network_errors += 1
+                self._instruments.report_error(self.client_id, "network", str(exc))
                 self._set_state(ClientState.IDLE, str(exc))
-            except Exception:
+            except Exception as exc:
                 # A defect of ours must not surface in the caller's nursery; it is logged whole and the client goes on.
                 log.exception("client %s: the connection ended by an unexpected error", self.client_id)
+                self._instruments.counters.internal_errors += 1
+                self._instruments.report_error(self.client_id, "internal", f"{type(exc).__name__}: {exc}")
                 self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
                 self._set_state(ClientState.IDLE, "internal error")
             if self._refusal is None:
@@ -242,7 +243,7 @@ class Client(Peer):
             raise failure
 
     async def _run_connection(self, address: Address) -> None:
-        endpoint = Endpoint(await self._network.bind_for(address), refused=self._refused_by_network)
+        self._endpoint = endpoint = Endpoint(await self._network.bind_for(address), refused=self._refused_by_network)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(endpoint.run)
@@ -251,7 +252,8 @@ class Client(Peer):
                 nursery.cancel_scope.cancel()
         finally:
             endpoint.close()
-            self._connection = None
+            self._network_totals.add(endpoint.statistics())
+            self._connection = self._endpoint = None
 
     def _refused_by_network(self) -> None:
         if self._connection is not None:
@@ -283,6 +285,7 @@ class Client(Peer):
             handshake_timeout=config.handshake_timeout,
             hello_timeout=config.hello_timeout,
             heartbeat_timeout=config.heartbeat_timeout,
+            instruments=self._instruments,
         )
         connection.pump.kick()
         self._connection = connection
@@ -309,11 +312,22 @@ class Client(Peer):
         connection.open(self._link, check_welcome(frame, self._config.heartbeat_interval))
         self._connects += 1
         self._backoff.reset()
+        address = connection.engine.peer_address
+        assert address is not None, "whoever says welcome has an address"
+        away = None if self._lost_at is None else trio.current_time() - self._lost_at
+        attempts = self._attempts - self._attempts_at_loss
+        self._instruments.report_connect(self.client_id, (address[0], address[1]), away=away, attempts=attempts)
         self._set_state(ClientState.CONNECTED)
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
         """Settle what was on the wire, and see whether the end is final."""
         self._rtt = connection.rtt_sample
+        if connection.opened_at is None:
+            count(self._instruments.counters.connections_refused, reason_label(ended, is_client=True))
+        else:
+            self._lost_at = trio.current_time()
+            self._attempts_at_loss = self._attempts
+            report_end(self._instruments, self.client_id, ended, is_client=True)
         error = refusal(ended)
         if error is not None:
             self._refuse(error)
@@ -349,6 +363,7 @@ async def open_client(
     tls: TLSConfig | None = None,
     router: Router | None = None,
     config: ClientConfig | None = None,
+    hooks: Hooks | None = None,
     network: Network | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client that connects and stays connected while the block runs.
@@ -360,6 +375,7 @@ async def open_client(
         tls: None verifies the server against the public authorities.
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
+        hooks: async functions to be called on events.
         network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` or one of its hosts in tests.
 
     The block starts at once: the first send or request waits for the connection. A lost connection is opened again, for ever, with
@@ -373,29 +389,29 @@ async def open_client(
     check_client_id(client_id)
     if not 1 <= port <= 65_535:
         raise ConfigurationError(f"port = {port!r}: expected a whole number from 1 to 65,535")
-    tls = TLSConfig.client() if tls is None else tls
+    tls = tls or TLSConfig.client()
     if not tls.is_client:
         raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
     if tls.insecure:
         log.warning("client %s does not verify the server's certificate (insecure)", client_id)
     network = (UdpNetwork() if network is None else network).for_client(client_id)
-    config = ClientConfig() if config is None else config
-    client = Client(host, port, client_id, TLSContext(tls), config, network)
-    try:
-        async with open_background() as background:
-            background.start_soon(client._deadlines.run)
-            background.start_soon(client._supervise)
-            handlers = Router() if router is None else router
-            run_handlers(client._link, handlers, peer=client, sender="server", nursery=background)
-            try:
-                yield client
-                await client._leave()
-            finally:
-                # The connection's last word is sent without waiting when its task is cancelled, so nothing here needs a shield.
-                if client._refusal is None:
-                    client._end(partial(ConnectionClosed, "the client was closed"))
-    finally:
-        client._set_state(ClientState.IDLE, "closed")
-        client._link.release()
+    client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network)
+    async with open_hooks(hooks, client._events, client._instruments.hook_failed):
+        try:
+            async with open_background() as background:
+                background.start_soon(client._deadlines.run)
+                background.start_soon(client._supervise)
+                run_handlers(client._link, router or Router(), peer=client, sender="server", nursery=background)
+                try:
+                    yield client
+                    await client._leave()
+                finally:
+                    # The connection's last word is sent without waiting when its task is cancelled, so nothing here needs a shield.
+                    if client._refusal is None:
+                        client._end(partial(ConnectionClosed, "the client was closed"))
+        finally:
+            client._set_state(ClientState.IDLE, "closed")
+            client._link.release()
+            client._events.close()
     if client._refusal is not None and not client._refusal_seen:
         raise client._refusal()

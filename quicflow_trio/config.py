@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field, fields
+import re
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 
 from .errors import ConfigurationError
 
-__all__ = ["ClientConfig", "Limits", "ServerConfig", "TLSConfig"]
+__all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
 _MIB = 1024 * 1024
 
@@ -158,6 +159,77 @@ class ServerConfig(_PeerConfig):
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
         _check(self, "session_ttl", 0, 7 * 86_400)
+
+
+@dataclass(frozen=True, slots=True)
+class OpsConfig:
+    """How the ops side of a server behaves: metrics, clients, events and commands over HTTP.
+
+    Attributes:
+        address: ``HOST:PORT`` to listen on, an IPv6 host in brackets; port 0 takes a free one. A name is bound at its first address.
+        token: what commands, and readers from elsewhere than this machine, show as ``Authorization: Bearer TOKEN``; None allows no
+            commands, and readers on this machine only.
+        max_connections: connections open at once; one more is answered 503.
+        max_streams: event streams open at once; one more is answered 503.
+        max_body: largest body of a request, bytes. A payload in base64 takes four thirds of itself: when ``Limits.payload`` is
+            raised, raise this too.
+        request_timeout: seconds that a client may take to send a request's body, or to take 64 KiB of an answer.
+        keep_alive: seconds that a connection may take to send a request's head, the first or the next.
+        stop_grace: seconds that requests under way have to end when the server stops.
+    """
+
+    address: str = "127.0.0.1:8475"
+    _: KW_ONLY
+    token: str | None = field(default=None, repr=False)
+    max_connections: int = 64
+    max_streams: int = 16
+    max_body: int = 2 * _MIB
+    request_timeout: float = 10.0
+    keep_alive: float = 15.0
+    stop_grace: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str) or _split_address(self.address) is None:
+            raise ConfigurationError(
+                f"OpsConfig.address = {self.address!r}: expected HOST:PORT with a port from 0 to 65,535, "
+                "such as 127.0.0.1:8475 or [::1]:8475"
+            )
+        # The value stays out of the message: it may be a secret with a line break at its end.
+        if self.token is not None and not (isinstance(self.token, str) and _TOKEN.fullmatch(self.token)):
+            raise ConfigurationError("OpsConfig.token: expected None or 1 to 1,024 visible ASCII characters without spaces")
+        _check(self, "max_connections", 1, 10_000, whole=True)
+        _check(self, "max_streams", 1, 10_000, whole=True)
+        _check(self, "max_body", 1024, 2048 * _MIB, whole=True)
+        _check(self, "request_timeout", 0.01, 3600)
+        _check(self, "keep_alive", 0.01, 3600)
+        _check(self, "stop_grace", 0, 60)
+
+    @property
+    def host(self) -> str:
+        """The host to bind, without brackets."""
+        return self._parts()[0]
+
+    @property
+    def port(self) -> int:
+        """The port to bind; 0 takes a free one."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[str, int]:
+        parts = _split_address(self.address)
+        assert parts is not None, "checked on construction"
+        return parts
+
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
+_ADDRESS = re.compile(r"(?:\[(?P<bracketed>[^\[\]\s]+)\]|(?P<plain>[^\[\]:\s/]+)):(?P<port>[0-9]{1,5})")
+
+
+def _split_address(address: str) -> tuple[str, int] | None:
+    """Return host and port of ``HOST:PORT``, or None when it is not of that form."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match["port"]) > 65_535:
+        return None
+    return match["bracketed"] or match["plain"], int(match["port"])
 
 
 PathLike = str | os.PathLike[str]

@@ -13,11 +13,14 @@ from typing import Protocol
 import trio
 
 from .config import Limits
+from .endings import HANDSHAKE_TIMEOUT, UNREACHABLE
 from .errors import ProtocolError, RemoteProtocolError
 from .lanes import LaneStreams
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.pump import Pump
+from .observe.events import HeartbeatTimeoutEvent
+from .observe.instruments import Instruments
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -71,6 +74,7 @@ class Connection:
         handshake_timeout: seconds until TLS must be done.
         hello_timeout: seconds from there to the hello or welcome.
         heartbeat_timeout: seconds without a frame after which the connection counts as dead.
+        instruments: where it counts and reports.
 
     Attributes:
         pump: drives it.
@@ -97,6 +101,7 @@ class Connection:
         handshake_timeout: float,
         hello_timeout: float,
         heartbeat_timeout: float,
+        instruments: Instruments,
     ) -> None:
         now = trio.current_time()
         self.engine: Engine = engine
@@ -120,6 +125,7 @@ class Connection:
         self._limits = limits
         self._hello_timeout = hello_timeout
         self._heartbeat_timeout = heartbeat_timeout
+        self._instruments = instruments
         self._handshake_deadline = now + handshake_timeout
         self._control = FrameReader(CONTROL_FRAME_LIMIT)
         self._control_arrived = 0
@@ -167,8 +173,17 @@ class Connection:
             self._quiet.set()
         ended = self.engine.ended
         assert ended is not None, "an engine that is closing knows why"
+        counters = self._instruments.counters
+        counters.packets_lost += self.engine.packets_lost
+        counters.inbox_drops += self.pump.dropped
+        if not ended.application:
+            counters.network_errors += 1
+            self._report_error("network", ended.reason)
         self._owner.connection_ended(self, ended)
         self.closed.set()
+
+    def _report_error(self, error: str, detail: str) -> None:
+        self._instruments.report_error("" if self.link is None else self.link.client_id, error, detail)
 
     def open(self, link: Link, terms: Terms) -> None:
         """Carry a session from now on: hello and welcome were exchanged."""
@@ -205,7 +220,7 @@ class Connection:
         A connection that stands does not believe it: anyone can forge the message, and a server may be on its way back.
         """
         if self.state is ConnectionState.HANDSHAKE and not self.engine.closing:
-            self.engine.close(0, "nobody listens there", application=False)
+            self.engine.close(0, UNREACHABLE, application=False)
             self.pump.kick()
 
     def abandon_messages(self) -> None:
@@ -217,6 +232,8 @@ class Connection:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR
         log.warning("closing the connection with %s: %s", self.engine.peer_address, error)
+        self._instruments.counters.decoding_errors += 1
+        self._report_error("protocol", str(error))
         self.close(code, str(error))
 
     # -- net.pump.Driver -------------------------------------------------------------------------------------------
@@ -241,6 +258,7 @@ class Connection:
 
     def flush(self, now: float) -> None:
         """Write into the engine what waits to be written, one piece per stream."""
+        self._instruments.counters.mark(now)
         if self.engine.closing or self.state is ConnectionState.CLOSED:
             return
         lanes = self._lanes
@@ -256,6 +274,7 @@ class Connection:
             data = b"".join(self._control_out)
             self._control_out.clear()
             self._control_bytes_sent += len(data)
+            self._instruments.counters.bytes_sent += len(data)
             self.engine.write(CONTROL_STREAM, data)
 
     def deadline(self) -> float:
@@ -271,11 +290,17 @@ class Connection:
         if self.engine.closing:
             return
         if self.state is ConnectionState.HANDSHAKE:
-            self.engine.close(0, "handshake timeout", application=False)
+            self.engine.close(0, HANDSHAKE_TIMEOUT, application=False)
         elif self.state is ConnectionState.HELLO:
             self.close(CloseCode.HELLO_TIMEOUT, "hello timeout")
         else:
-            log.warning("nothing heard from %s for %g s", self.engine.peer_address, now - self.last_heard)
+            silence = now - self.last_heard
+            log.warning("nothing heard from %s for %g s", self.engine.peer_address, silence)
+            self._instruments.counters.heartbeat_timeouts += 1
+            events = self._instruments.events
+            if events.active:
+                assert self.link is not None, "only an open connection has a heartbeat"
+                events.emit(HeartbeatTimeoutEvent(at=events.now(), client_id=self.link.client_id, silence=silence))
             self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
 
     def transmitted(self) -> None:
@@ -299,6 +324,7 @@ class Connection:
         if event.fin:
             raise RemoteProtocolError("the control stream was closed")
         self._control_arrived += len(event.data)
+        self._instruments.counters.bytes_received += len(event.data)
         self._control.feed(event.data)
         for body in self._control.frames():
             frame = decode(body)
@@ -310,10 +336,13 @@ class Connection:
     def _control_frame(self, frame: object) -> None:
         if isinstance(frame, PingFrame):
             self.last_ping = self.last_heard
+            self._instruments.counters.heartbeats_received += 1
             if self._ping_budget.take(self.last_heard):
+                self._instruments.counters.heartbeats_sent += 1
                 self._send_control(PongFrame(frame.number))
         elif isinstance(frame, PongFrame):
             self.last_ping = self.last_heard
+            self._instruments.counters.heartbeats_received += 1
             sent = self._pings.pop(frame.number, None)
             if sent is not None:
                 self.rtt_sample = trio.current_time() - sent
@@ -363,6 +392,7 @@ class Connection:
     def ping(self) -> None:
         """Send a heartbeat."""
         self._ping_number += 1
+        self._instruments.counters.heartbeats_sent += 1
         self._pings[self._ping_number] = trio.current_time()
         if len(self._pings) > 16:
             del self._pings[next(iter(self._pings))]

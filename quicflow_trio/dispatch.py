@@ -14,10 +14,13 @@ from collections.abc import Callable
 
 import trio
 
+from .crew import Crew, Worker
 from .deadlines import Deadlines
 from .errors import ProtocolError
 from .link import Link
-from .message import AckStatus, Delivery, Message, MessageType
+from .message import AckStatus, Delivery, Message, MessageType, type_name
+from .observe.events import MessageReceivedEvent
+from .observe.instruments import Instruments
 from .peer import Peer
 from .protocol.lane_receiver import Incoming, LaneReceiver
 from .router import Request, Router
@@ -36,36 +39,6 @@ REASON_BYTES = 512
 _TYPES = {int(value): value for value in MessageType}
 
 
-class Crew:
-    """How many handlers run for one client id, over the sessions that it has had: old ones may still be finishing theirs.
-
-    Attributes:
-        running: handlers that run now.
-        blocked: dispatchers that could start one if there were fewer.
-    """
-
-    __slots__ = ("blocked", "running")
-
-    def __init__(self) -> None:
-        self.running: int = 0
-        self.blocked: dict[Dispatcher, None] = {}
-
-
-class _Worker:
-    """What one worker is doing: read by the deadline watch and by remote cancellation."""
-
-    __slots__ = ("incoming", "scope", "started")
-
-    def __init__(self) -> None:
-        self.incoming: Incoming | None = None
-        self.started: float = math.inf
-        self.scope: trio.CancelScope = trio.CancelScope()
-
-    def cancel(self) -> None:
-        """Stop the handler that runs now."""
-        self.scope.cancel()
-
-
 class Dispatcher:
     """Runs handlers for one peer. It outlives the peer's connections.
 
@@ -81,6 +54,8 @@ class Dispatcher:
         deadlines: where the handler deadline is kept.
         progress: called with a lane whenever one of its messages is done with.
         broken: called with a lane and the error when its bytes make no sense.
+        instruments: where it counts and reports.
+        client_id: the client's id, on either side.
         crew: shared with the dispatchers of earlier sessions of the same client; None starts one.
 
     Attributes:
@@ -106,6 +81,8 @@ class Dispatcher:
         deadlines: Deadlines,
         progress: Callable[[LaneReceiver], None],
         broken: Callable[[LaneReceiver, ProtocolError], None],
+        instruments: Instruments,
+        client_id: str,
         crew: Crew | None = None,
     ) -> None:
         self._router = router
@@ -119,10 +96,14 @@ class Dispatcher:
         self._deadlines = deadlines
         self._progress = progress
         self._broken = broken
+        self._instruments = instruments
+        self._counters = instruments.counters
+        self._events = instruments.events
+        self._client_id = client_id
         self.crew: Crew = Crew() if crew is None else crew
         self._nursery: trio.Nursery | None = None
         self._ready: deque[LaneReceiver] = deque()
-        self._workers: set[_Worker] = set()
+        self._workers: set[Worker] = set()
         self._running = 0
         self._pending = 0
         self._idle = trio.lowlevel.ParkingLot()
@@ -137,7 +118,7 @@ class Dispatcher:
     def start(self, nursery: trio.Nursery) -> None:
         """Run handlers in this nursery from now on."""
         self._nursery = nursery
-        self._follow()
+        self.follow()
 
     def stop(self) -> None:
         """Start no further handler; those that run are ended by their nursery."""
@@ -148,6 +129,11 @@ class Dispatcher:
     def running(self) -> int:
         """Handlers that run now."""
         return self._running
+
+    @property
+    def depth(self) -> int:
+        """Messages decoded whose handlers have not ended."""
+        return self._pending
 
     async def wait_idle(self) -> None:
         """Wait until no handler runs and no decoded message waits for one."""
@@ -175,9 +161,9 @@ class Dispatcher:
             lane.scheduled = True
             self._ready.append(lane)
         if self._ready:
-            self._follow()
+            self.follow()
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Start one more worker if there is something that it could start."""
         nursery = self._nursery
         if nursery is None or self._follower_starting or not self._ready:
@@ -241,7 +227,7 @@ class Dispatcher:
         if len(self._workers) > self._running:
             # A worker without a handler has only let other tasks run, and goes on: handlers that never wait need no second one.
             return
-        worker = _Worker()
+        worker = Worker()
         self._workers.add(worker)
         try:
             more = True
@@ -256,7 +242,7 @@ class Dispatcher:
                 # The session ends under the handler: give back what it holds, there is nobody to tell.
                 self._finish(worker, AckStatus.FAILURE, b"", "the session ended")
 
-    async def _work_in_scope(self, worker: _Worker) -> bool:
+    async def _work_in_scope(self, worker: Worker) -> bool:
         """Handle messages until there are none (return False) or the scope was cancelled and must be renewed (True)."""
         scope = worker.scope
         since_yield = 0
@@ -268,7 +254,7 @@ class Dispatcher:
                 self._skip(incoming)
                 continue
             if self._ready:
-                self._follow()
+                self.follow()
             await self._handle(worker, incoming)
             if scope.cancel_called:
                 return True
@@ -278,9 +264,12 @@ class Dispatcher:
                 await trio.lowlevel.checkpoint()
         return False
 
-    async def _handle(self, worker: _Worker, incoming: Incoming) -> None:
+    async def _handle(self, worker: Worker, incoming: Incoming) -> None:
         frame = incoming.frame
         self.received += 1
+        self._counters.messages_received += 1
+        if self._events.messages:
+            self._report_received(incoming)
         self._running += 1
         self.crew.running += 1
         incoming.lane.running += 1
@@ -322,19 +311,21 @@ class Dispatcher:
             else:
                 self._finish_odd(worker, result)
 
-    def _finish_odd(self, worker: _Worker, result: object) -> None:
+    def _finish_odd(self, worker: Worker, result: object) -> None:
         """Answer for a result that is not plain bytes within the limit."""
         if not isinstance(result, (bytes, bytearray, memoryview)):
+            self._counters.encoding_errors += 1
             self._fail(worker, TypeError(f"the handler returned {type(result).__name__}, expected bytes or None"))
             return
         plain = bytes(result)
         if len(plain) > self.payload_limit:
+            self._counters.encoding_errors += 1
             self._fail(worker, ValueError(f"the handler returned {len(plain):,} bytes, the limit is {self.payload_limit:,}"))
         else:
             self._finish(worker, AckStatus.SUCCESS, plain)
 
     # -- ends ----------------------------------------------------------------------------------------------------
-    def _finish(self, worker: _Worker, status: int, result: bytes, error: str = "") -> None:
+    def _finish(self, worker: Worker, status: int, result: bytes, error: str = "") -> None:
         incoming = worker.incoming
         assert incoming is not None, "a handler ends once"
         worker.incoming = None
@@ -346,6 +337,7 @@ class Dispatcher:
         self.crew.running -= 1
         if status is not AckStatus.SUCCESS:
             self.failed += 1
+            self._counters.handlers_failed += 1
         self._done(incoming, status, result, error)
 
     def _skip(self, incoming: Incoming) -> None:
@@ -373,15 +365,17 @@ class Dispatcher:
         blocked, self.crew.blocked = self.crew.blocked, {}
         for dispatcher in blocked:
             if dispatcher is not self:
-                dispatcher._follow()
+                dispatcher.follow()
 
-    def _fail(self, worker: _Worker, exc: Exception) -> None:
+    def _fail(self, worker: Worker, exc: Exception) -> None:
         incoming = worker.incoming
         assert incoming is not None, "a handler fails once"
         log.error("handler for %s from %r failed", _TYPES[incoming.frame.type].name, self._sender, exc_info=exc)
-        self._finish(worker, AckStatus.FAILURE, b"", _reason(exc))
+        reason = _reason(exc)
+        self._instruments.report_error(self._client_id, "handler_failed", reason)
+        self._finish(worker, AckStatus.FAILURE, b"", reason)
 
-    def _conclude_cancelled(self, worker: _Worker) -> None:
+    def _conclude_cancelled(self, worker: Worker) -> None:
         """Answer for a handler that was cancelled: by its sender, who knows, or by its deadline."""
         incoming = worker.incoming
         assert incoming is not None
@@ -391,7 +385,25 @@ class Dispatcher:
         else:
             self.timeouts += 1
             log.error("handler for a message from %r ran past %s s and was cancelled", self._sender, self._handler_timeout)
-            self._finish(worker, AckStatus.TIMEOUT, b"", f"the handler ran past its deadline of {self._handler_timeout:g} s")
+            reason = f"the handler ran past its deadline of {self._handler_timeout:g} s"
+            self._counters.handlers_timed_out += 1
+            self._instruments.report_error(self._client_id, "handler_timeout", reason)
+            self._finish(worker, AckStatus.TIMEOUT, b"", reason)
+
+    # -- events ----------------------------------------------------------------------------------------------------
+    def _report_received(self, incoming: Incoming) -> None:
+        frame = incoming.frame
+        self._events.emit(
+            MessageReceivedEvent(
+                at=self._events.now(),
+                client_id=self._client_id,
+                message_id=frame.id,
+                type=type_name(frame.type),
+                size=len(frame.payload),
+                lane=incoming.lane.name or "",
+                wants_ack=frame.wants_ack,
+            )
+        )
 
     # -- the handler deadline: no cost per message beyond a time stamp ---------------------------------------------
     @property
@@ -454,6 +466,8 @@ def run_handlers(link: Link, router: Router, *, peer: Peer, sender: str, nursery
         deadlines=link.deadlines,
         progress=link.progress,
         broken=link.broken,
+        instruments=link.instruments,
+        client_id=link.client_id,
         crew=crew,
     )
     dispatcher.start(nursery)

@@ -5,12 +5,33 @@ from __future__ import annotations
 from functools import partial
 
 from .errors import AuthenticationFailed, ConnectionLost, ConnectionRefused, QuicFlowError, SessionReplaced
+from .observe.events import DisconnectEvent, DisconnectReason
+from .observe.instruments import Instruments
+from .observe.logs import printable
+from .observe.metrics import count
 from .protocol.lane_sender import ErrorFactory
 from .protocol.state import CloseCode
 from .quic.engine import ConnectionEnded
 from .quic.tls import alert_name, is_certificate_alert
 
-__all__ = ["loss", "refusal"]
+__all__ = [
+    "HANDSHAKE_TIMEOUT",
+    "UNREACHABLE",
+    "disconnect_reason",
+    "ending_text",
+    "loss",
+    "reason_label",
+    "refusal",
+    "report_end",
+]
+
+HANDSHAKE_TIMEOUT = "handshake timeout"
+"""What this side says to itself when TLS was not done in time: QUIC has no code for it."""
+UNREACHABLE = "nobody listens there"
+"""What a client says to itself when the network tells it so."""
+
+_REASONS = {int(code): DisconnectReason[code.name] for code in CloseCode}
+_LOCAL_REASONS = {HANDSHAKE_TIMEOUT: DisconnectReason.HANDSHAKE_TIMEOUT, UNREACHABLE: DisconnectReason.UNREACHABLE}
 
 # Alerts of RFC 8446 section 6.2 that the same two configurations will run into again.
 _HANDSHAKE_FAILURE = 40
@@ -58,3 +79,35 @@ def loss(ended: ConnectionEnded) -> ErrorFactory:
     kind = "" if ended.application else "transport "
     what = ended.reason or f"{kind}code {ended.code:#x}"
     return partial(ConnectionLost, f"connection ended by {who}: {what}")
+
+
+def disconnect_reason(ended: ConnectionEnded) -> DisconnectReason:
+    """Return why a connection ended, as one of a fixed set: peers choose the text of theirs, so it must not name a time series."""
+    if ended.application:
+        return _REASONS.get(ended.code, DisconnectReason.OTHER)
+    if ended.timed_out:
+        return DisconnectReason.IDLE_TIMEOUT
+    if ended.tls_alert is not None:
+        return DisconnectReason.TLS
+    local = None if ended.by_peer else _LOCAL_REASONS.get(ended.reason)
+    return DisconnectReason.TRANSPORT if local is None else local
+
+
+def reason_label(ended: ConnectionEnded, *, is_client: bool) -> str:
+    """Return who closed and why, ``server:heartbeat_timeout`` for one; the names that ends are counted by."""
+    return f"{'client' if ended.by_peer is not is_client else 'server'}:{disconnect_reason(ended).value}"
+
+
+def ending_text(ended: ConnectionEnded) -> str:
+    """Return why a connection ended as the closing side put it, fit for a log."""
+    return printable(ended.reason) or f"code {ended.code:#x}"
+
+
+def report_end(instruments: Instruments, client_id: str, ended: ConnectionEnded, *, is_client: bool) -> None:
+    """Count and report the end of a connection that had completed its hello."""
+    count(instruments.counters.disconnects, reason_label(ended, is_client=is_client))
+    events = instruments.events
+    if events.active:
+        reason = disconnect_reason(ended)
+        detail = ending_text(ended)
+        events.emit(DisconnectEvent(at=events.now(), client_id=client_id, reason=reason, detail=detail, by_peer=ended.by_peer))

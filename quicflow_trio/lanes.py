@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import trio
+
 from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
@@ -42,6 +44,7 @@ class LaneStreams:
         self._engine = engine
         self._link = link
         self._limits = limits
+        self._counters = link.instruments.counters
         # Streams that the server opened have an odd number (RFC 9000 section 2.1).
         self._peer_bit = 1 if is_client else 0
         self._kick = kick
@@ -61,7 +64,9 @@ class LaneStreams:
             ProtocolError: the peer may not do that.
         """
         stream_id = event.stream_id
-        self.bytes_received += len(event.data)
+        arrived = len(event.data)
+        self.bytes_received += arrived
+        self._counters.bytes_received += arrived
         receiver = self._receivers.get(stream_id)
         if receiver is not None:
             self._receive(receiver, event)
@@ -104,7 +109,10 @@ class LaneStreams:
         stream_id = event.stream_id
         arrived = self._return_arrived[stream_id] + len(event.data)
         self._return_arrived[stream_id] = arrived
-        sender.handle_return(event.data)
+        late = sender.acks_ignored
+        # One look at the clock for all acks of a packet; the turn's own `now` is older than the packet's last neighbours.
+        sender.handle_return(event.data, trio.current_time())
+        self._counters.acks_late += sender.acks_ignored - late
         self._engine.grant(stream_id, arrived + RETURN_WINDOW)
 
     def recheck_credit(self) -> None:
@@ -148,7 +156,9 @@ class LaneStreams:
                 self._flush_sender(sender)
 
     def _write(self, stream_id: int, data: bytes) -> None:
-        self.bytes_sent += len(data)
+        length = len(data)
+        self.bytes_sent += length
+        self._counters.bytes_sent += length
         self._engine.write(stream_id, data)
 
     def _flush_receiver(self, receiver: LaneReceiver) -> None:
@@ -178,17 +188,28 @@ class LaneStreams:
                 return
         # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
         credit = self._engine.credit(stream_id) if self.may_start else 0
+        written = sender.written
         batch = sender.next_batch(credit)
         if batch:
             self._write(stream_id, batch)
-        if sender.pending:
-            self._senders_stalled[sender] = None
+            written = sender.written - written
+            if written:
+                self._counters.messages_sent += written
+                if self._link.instruments.events.messages:
+                    self._link.report_sent(sender, written)
+        if not sender.pending:
+            sender.stalled = False
+            return
+        self._senders_stalled[sender] = None
+        if self.may_start and (batch or not sender.stalled):
+            sender.stalled = True
+            self._counters.credit_stalls += 1
 
     def _open(self, sender: LaneSender) -> int | None:
         """Open the stream of a lane; None when it may not be, or not yet."""
         link = self._link
         if not link.allows(sender):
-            sender.fail_queued(partial(LaneLimitReached, f"the peer allows {link.lane_limit} lanes"))
+            link.lost(sender.fail_queued(partial(LaneLimitReached, f"the peer allows {link.lane_limit} lanes")))
             return None
         try:
             stream_id = self._engine.open_stream()

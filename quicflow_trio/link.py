@@ -10,7 +10,9 @@ import trio
 from .config import ClientConfig, ServerConfig
 from .deadlines import Deadlines
 from .errors import PayloadTooLarge, ProtocolError
-from .message import Message
+from .message import Message, type_name
+from .observe.events import MessageSentEvent
+from .observe.instruments import Instruments
 from .protocol.credit import CreditBudget
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -68,6 +70,10 @@ class Handlers(Protocol):
     def running(self) -> int:
         """Handlers that run now."""
 
+    @property
+    def depth(self) -> int:
+        """Messages decoded whose handlers have not ended."""
+
     def receive(self, lane: LaneReceiver) -> None:
         """Take what a lane has received."""
 
@@ -96,6 +102,8 @@ class Link:
         lane_limit: lanes that this side may have open.
         held_bytes: bytes received that wait for handlers.
         trouble: what went wrong with the last connection, for error messages; empty when nothing did.
+        client_id: the client's id, on either side.
+        instruments: where this side counts and reports.
         received_lanes: the last lane received of each name, also from connections that are gone; their messages come first.
     """
 
@@ -106,6 +114,8 @@ class Link:
         table: WaitingTable,
         deadlines: Deadlines,
         budget: CreditBudget,
+        client_id: str,
+        instruments: Instruments,
         earlier: Link | None = None,
     ) -> None:
         limits = config.limits
@@ -115,7 +125,9 @@ class Link:
         self._ended: ErrorFactory | None = None
         self._payload_limit = limits.payload
         self._earlier_bytes = (0, 0)
-        self.lanes: dict[str, LaneSender] = {"": LaneSender("", limits.outbox_bytes)}
+        self.client_id: str = client_id
+        self.instruments: Instruments = instruments
+        self.lanes: dict[str, LaneSender] = {"": self._new_lane("")}
         self.share: WaitingShare = WaitingShare(table)
         self.deadlines: Deadlines = deadlines
         self.ack_timeout: float = config.ack_timeout
@@ -126,12 +138,16 @@ class Link:
         self.trouble: str = ""
         self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
 
+    def _new_lane(self, name: str) -> LaneSender:
+        return LaneSender(name, self.config.limits.outbox_bytes, self.instruments.counters.latency)
+
     # -- what a peer sends -----------------------------------------------------------------------------------------
     def check(self, message: Message) -> None:
         """Raise if the message cannot be taken, now or ever."""
         if self._ended is not None:
             raise self._ended()
         if len(message.payload) > self._payload_limit:
+            self.instruments.counters.encoding_errors += 1
             raise PayloadTooLarge(len(message.payload), self._payload_limit)
 
     def submit(self, outgoing: Outgoing) -> None:
@@ -141,7 +157,7 @@ class Link:
 
     def add_lane(self, name: str) -> LaneSender:
         """Open one more lane; the caller has checked name and limit."""
-        lane = self.lanes[name] = LaneSender(name, self.config.limits.outbox_bytes)
+        lane = self.lanes[name] = self._new_lane(name)
         if self.connection is not None:
             lane.notify = self.connection.lane_pending
         return lane
@@ -161,7 +177,7 @@ class Link:
         for lane in self.lanes.values():
             lane.notify = connection.lane_pending
             if self._payload_limit < limits.payload:
-                lane.refuse_larger(self._payload_limit)
+                self.lost(lane.refuse_larger(self._payload_limit))
             if lane.pending:
                 connection.lane_pending(lane)
         self.opened.set()
@@ -175,7 +191,7 @@ class Link:
             self._earlier_bytes = (sent + connection.bytes_sent, received + connection.bytes_received)
         self._payload_limit = self.config.limits.payload
         for lane in self.lanes.values():
-            lane.connection_lost(error)
+            self.lost(lane.connection_lost(error))
 
     def end(self, error: ErrorFactory, *, under_way: ErrorFactory | None = None) -> None:
         """Let every call raise ``error`` from now on; those under way raise ``under_way`` if given. The first reason stays."""
@@ -184,13 +200,35 @@ class Link:
         last = error if under_way is None else under_way
         self.detach(last)
         for lane in self.lanes.values():
-            lane.fail_queued(last)
+            self.lost(lane.fail_queued(last))
         self.opened.set()
 
     @property
     def ended(self) -> ErrorFactory | None:
         """Why calls raise, None while they do not."""
         return self._ended
+
+    def lost(self, messages: int) -> None:
+        """Count messages that were taken for sending and whose delivery will not be confirmed."""
+        self.instruments.counters.messages_lost += messages
+
+    def report_sent(self, lane: LaneSender, number: int) -> None:
+        """Report the last messages that a lane has written; called only while somebody listens."""
+        events = self.instruments.events
+        now = events.now()
+        for outgoing in lane.last_written(number):
+            message = outgoing.message
+            events.emit(
+                MessageSentEvent(
+                    at=now,
+                    client_id=self.client_id,
+                    message_id=message.id,
+                    type=type_name(message.type),
+                    size=len(message.payload),
+                    lane=lane.name,
+                    wants_ack=outgoing.wants_ack,
+                )
+            )
 
     # -- what the dispatcher reports ---------------------------------------------------------------------------------
     def account(self, lane: LaneReceiver) -> None:

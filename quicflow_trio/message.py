@@ -121,6 +121,11 @@ class Message:
         return f"<Message {name} {self.id.hex()} {len(self.payload)} bytes>"
 
 
+def type_name(type: int) -> str:
+    """Return the name of a message type as events and logs show it; of one that this version does not know, its number."""
+    return MessageType(type).name.lower() if type in MessageType._value2member_map_ else f"type {type}"
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Ack:

@@ -16,10 +16,11 @@ from .errors import (
 )
 from .link import Link
 from .message import Ack, AckStatus, Message
+from .observe.events import AckTimeoutEvent
 from .protocol.handshake import check_lane_name
 from .protocol.lane_sender import LaneSender, Outgoing, OutgoingRequest, OutgoingState
 
-__all__ = ["Peer", "PeerStatistics", "Sent", "check_ack_timeout"]
+__all__ = ["Peer", "PeerStatistics", "Sent", "check_ack_timeout", "report_ack_timeout"]
 
 YIELD_AFTER = 64
 """Messages that one lane takes from senders who never wait before it makes one yield to the other tasks."""
@@ -190,11 +191,12 @@ class Peer:
         await trio.lowlevel.checkpoint_if_cancelled()
         link = self._link
         timeout = check_ack_timeout(link.ack_timeout if ack_timeout is None else ack_timeout)
-        with OutgoingRequest(self._lane, message, link.share, link.deadlines) as request:
+        now = trio.current_time()
+        with OutgoingRequest(self._lane, message, link.share, link.deadlines, now) as request:
             link.submit(request)
             if timeout != math.inf:
                 request.timed = True
-                link.deadlines.add(trio.current_time() + timeout, request)
+                link.deadlines.add(now + timeout, request)
             await _park(request)
             ack = request.ack
             if ack is not None:
@@ -203,6 +205,7 @@ class Peer:
                 raise HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
             if request.ack_error is not None:
                 raise request.ack_error()
+            report_ack_timeout(link, message, timeout)
             if link.connection is None:
                 raise AckTimeout(f"no ack within {timeout:g} s: there is no connection{link.trouble}")
         raise AckTimeout(f"no ack within {timeout:g} s")
@@ -246,6 +249,15 @@ class Peer:
             bytes_received=link.bytes_received,
             lanes=len(lanes),
         )
+
+
+def report_ack_timeout(link: Link, message: Message, timeout: float) -> None:
+    """Count and report a request whose ack did not come in time."""
+    instruments = link.instruments
+    instruments.counters.request_timeouts += 1
+    events = instruments.events
+    if events.active:
+        events.emit(AckTimeoutEvent(at=events.now(), client_id=link.client_id, message_id=message.id, ack_timeout=timeout))
 
 
 def check_ack_timeout(timeout: float) -> float:

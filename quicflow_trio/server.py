@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import math
-import os
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import final
 
 import trio
 
+from .admission import Admission
 from .broadcast import BroadcastReport, broadcast
-from .config import ServerConfig, TLSConfig
-from .connection import Connection
-from .deadlines import Deadlines
-from .dispatch import run_handlers
-from .endings import loss
-from .errors import ConfigurationError, ConnectionClosed, RemoteProtocolError
-from .link import Link
+from .config import OpsConfig, ServerConfig, TLSConfig
+from .errors import ConfigurationError, ConnectionClosed
+from .gauges import NetworkTotals, measure
 from .message import Message
 from .net.endpoint import Endpoint, EndpointStatistics
-from .net.pump import Pump
 from .net.udp import Network, UdpNetwork
-from .observe.logs import printable
-from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, REVISION, check_hello
+from .observe.events import Event, EventStream, StateChangeEvent
+from .observe.history import SessionChange
+from .observe.hooks import Hooks, open_hooks
+from .observe.instruments import Instruments
+from .observe.metrics import MetricsSnapshot
 from .protocol.state import CloseCode
-from .protocol.waiting import WaitingTable
-from .quic.aioquic_engine import Windows, server_engine
-from .quic.engine import Address, ConnectionEnded
-from .quic.routing import Header
 from .quic.tls import TLSContext
 from .router import Router
-from .sessions import Session, SessionRegistry
-from .wire import Goodbye, Hello, PeerLimits, Welcome
+from .sessions import Session
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
@@ -80,30 +71,15 @@ class Server:
     """A listening server. `serve` makes it and runs it."""
 
     def __init__(self, router: Router, tls: TLSContext, config: ServerConfig) -> None:
-        limits = config.limits
-        self._router = router
-        self._tls = tls
-        self._config = config
-        self._registry = SessionRegistry()
-        self._deadlines = Deadlines()
-        self._table = WaitingTable(limits.waiting, limits.waiting_per_session)
-        self._budget = CreditBudget(limits.total_bytes)
-        self._windows = Windows(
-            stream_in=limits.lane_window,
-            stream_out=RETURN_WINDOW,
-            connection=connection_window(limits),
-            streams=limits.lanes + 1,  # the control stream beside the lanes
-        )
-        # In the order of arrival, so that the oldest is the first; a nursery stands there once its task has started.
-        self._half_open: dict[Connection, trio.Nursery | None] = {}
-        self._connections: dict[Connection, Session | None] = {}
-        self._accepted = 0
-        self._disconnects: dict[str, int] = {}
-        self._refused: dict[str, int] = {}
-        self._draining = False
-        self._retry_after = 0.0
+        self._instruments = Instruments()
+        self._events = self._instruments.events
+        self._admission = Admission(router, tls, config, self._instruments)
+        self._ops_url: str | None = None
+        self._state = "stopped"
         self._stop = trio.Event()
         self._stopped = trio.Event()
+        self._endpoint: Endpoint
+        self._nursery: trio.Nursery
 
     # -- public ----------------------------------------------------------------------------------------------------
     @property
@@ -113,9 +89,31 @@ class Server:
         return (address[0], address[1])
 
     @property
+    def ops_url(self) -> str | None:
+        """Where its ops side answers, ``http://127.0.0.1:8475`` for one; None when `serve` was not asked for one."""
+        return self._ops_url
+
+    @property
+    def draining(self) -> bool:
+        """True from the call of `drain` on."""
+        return self._admission.draining
+
+    @property
     def sessions(self) -> Mapping[str, Session]:
         """The connected sessions by client id: a live, read-only view. Copy it before you wait while iterating."""
-        return self._registry.connected
+        return self._admission.registry.connected
+
+    def known_sessions(self) -> list[Session]:
+        """Return the connected sessions and those that are away: kept, or finishing their handlers."""
+        return self._admission.registry.known()
+
+    def departed(self) -> list[str]:
+        """Return the ids of the last 10,000 clients that have left, the latest first; `history` still knows them."""
+        return self._admission.registry.histories.gone()
+
+    def history(self, client_id: str) -> tuple[SessionChange, ...]:
+        """Return the last 100 changes of a client, oldest first, also after it has left; empty when it is not known."""
+        return self._admission.registry.histories.of(client_id)
 
     def session(self, client_id: str) -> Session:
         """Return the session of a client, also one that is away but kept.
@@ -123,7 +121,7 @@ class Server:
         Raises:
             ClientNotConnected: there is none.
         """
-        return self._registry.find(client_id)
+        return self._admission.registry.find(client_id)
 
     async def broadcast(
         self, message: Message, *, to: Iterable[str] | None = None, ack_timeout: float | None = None
@@ -144,24 +142,66 @@ class Server:
         """
         if self._stop.is_set():
             raise ConnectionClosed("the server was closed")
-        return await broadcast(self.sessions, message, to=to, ack_timeout=ack_timeout)
+        return await broadcast(self.sessions, message, to=to, ack_timeout=ack_timeout, instruments=self._instruments)
 
     def statistics(self) -> ServerStatistics:
         """Return the server's figures."""
-        connected = len(self._registry.connected)
+        admission = self._admission
+        counters = self._instruments.counters
+        connected = len(self.sessions)
         return ServerStatistics(
             connected=connected,
-            away=sum(session is not None for session in self._connections.values()) - connected,
-            half_open=len(self._half_open),
-            connections=self._accepted,
-            disconnects=dict(self._disconnects),
-            refused=dict(self._refused),
-            requests_waiting=self._table.active,
-            requests_refused=self._table.refused,
-            held_bytes=self._budget.held,
+            away=sum(session is not None for session in admission.connections.values()) - connected,
+            half_open=len(admission.half_open),
+            connections=admission.accepted,
+            disconnects=dict(counters.disconnects),
+            refused=dict(counters.connections_refused),
+            requests_waiting=admission.table.active,
+            requests_refused=admission.table.refused,
+            held_bytes=admission.budget.held,
             tasks=len(self._nursery.child_tasks),
             endpoint=self._endpoint.statistics(),
         )
+
+    def metrics(self) -> MetricsSnapshot:
+        """Return all counters and gauges at this moment. It takes about 3 us for each session."""
+        admission = self._admission
+        sessions = [session for session in admission.connections.values() if session is not None]
+        network = NetworkTotals()
+        network.add(self._endpoint.statistics())
+        connected = len(self.sessions)
+        return measure(
+            self._instruments,
+            links=[session._link for session in sessions],
+            connections=admission.connections.keys(),
+            table=admission.table,
+            network=network,
+            connected=connected,
+            half_open=len(admission.half_open),
+            away=len(sessions) - connected,
+        )
+
+    def open_events(
+        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Subscribe to what happens::
+
+            async with server.open_events(kinds=[ConnectEvent, DisconnectEvent]) as events:
+                async for event in events:
+                    print(event)
+
+        Args:
+            max_buffer_size: events that may wait for this subscriber; further ones are dropped and counted in ``events.dropped``.
+            kinds: the classes of events wanted; None wants all, single messages included.
+
+        No subscriber can slow the traffic. Events of messages cost time only while somebody wants them. The iteration ends when the
+        server has stopped. Cancellation loses no event but those that come after it.
+
+        Raises:
+            TypeError: ``kinds`` holds something else.
+            ValueError: the buffer is not at least 1.
+        """
+        return self._events.open(kinds, max_buffer_size)
 
     async def drain(self, *, grace: float, retry_after: float = 1.0) -> None:
         """Stop gracefully: accept nobody, let what is under way finish, then close and let `serve` return.
@@ -172,12 +212,13 @@ class Server:
 
         Returns once `serve` has ended its tasks. Cancelled, the server stays as it is: draining, taking no new clients.
         """
-        self._draining = True
-        self._retry_after = retry_after
-        for connection in [*self._half_open]:
+        admission = self._admission
+        admission.draining = True
+        self._set_state("draining", f"for at most {grace:g} s")
+        for connection in [*admission.half_open]:
             connection.close(CloseCode.SHUTDOWN, "the server is draining")
         with trio.move_on_after(grace):
-            sessions = [session for session in self._connections.values() if session is not None]
+            sessions = [session for session in admission.connections.values() if session is not None]
             for session in sessions:
                 session._connection.say_goodbye(CloseCode.SHUTDOWN, "the server is draining", retry_after)
                 session._connection.begin_drain()
@@ -193,190 +234,53 @@ class Server:
         await self._stopped.wait()
 
     # -- running ---------------------------------------------------------------------------------------------------
-    async def _run(self, host: str, port: int, network: Network, task_status: trio.TaskStatus[Server]) -> None:
+    async def _run(
+        self,
+        host: str,
+        port: int,
+        network: Network,
+        ops: OpsConfig | None,
+        hooks: Hooks | None,
+        task_status: trio.TaskStatus[Server],
+    ) -> None:
         socket = await network.bind(host, port)
-        self._endpoint = endpoint = Endpoint(socket, self._accept)
-        self._epoch = time.time() - trio.current_time()
+        admission = self._admission
+        self._endpoint = endpoint = Endpoint(socket, admission.accept)
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(endpoint.run)
-                self._nursery.start_soon(self._deadlines.run)
-                _warn_if_exposed(self.address[0])
-                log.info("listening on %s port %d", *self.address)
-                task_status.started(self)
-                await self._stop.wait()
-                self._end_sessions()
-                # Every connection says its last word as it is cancelled; that needs no wait.
-                self._nursery.cancel_scope.cancel()
+            # Around the nursery, so that hooks see its end.
+            async with open_hooks(hooks, self._events, self._instruments.hook_failed):
+                async with trio.open_nursery() as self._nursery:
+                    admission.open(endpoint, self._nursery)
+                    if ops is not None:
+                        from .ops import run_ops
+
+                        self._ops_url = await self._nursery.start(run_ops, self, ops)
+                    self._nursery.start_soon(endpoint.run)
+                    self._nursery.start_soon(admission.deadlines.run)
+                    _warn_if_exposed(self.address[0])
+                    self._set_state("listening")
+                    log.info("listening on %s port %d", *self.address)
+                    task_status.started(self)
+                    await self._stop.wait()
+                    self._end_sessions()
+                    # Every connection says its last word as it is cancelled; that needs no wait.
+                    self._nursery.cancel_scope.cancel()
+                self._set_state("stopped")
         finally:
             self._end_sessions()
             endpoint.close()
+            self._events.close()
             self._stopped.set()
             log.info("stopped")
 
     def _end_sessions(self) -> None:
-        for session in self._registry.connected.values():
+        for session in self.sessions.values():
             session._link.end(partial(ConnectionClosed, "the server was closed"))
 
-    def _accept(self, header: Header, address: Address, now: float) -> Pump | None:
-        """Make a connection for a client's first packet."""
-        if self._draining:
-            self._count(self._refused, "draining")
-            return None
-        config = self._config
-        if len(self._half_open) >= config.limits.half_open:
-            oldest = next(iter(self._half_open))
-            del self._half_open[oldest]
-            oldest.close(CloseCode.OVERLOADED, "too many half-open connections")
-        engine = server_engine(
-            self._tls,
-            original_destination_id=header.destination,
-            alpn=[ALPN],
-            idle_timeout=config.heartbeat_timeout * 2,
-            windows=self._windows,
-            datagram_size=config.datagram_size,
-        )
-        connection = Connection(
-            engine,
-            self._endpoint,
-            self,
-            is_client=False,
-            limits=config.limits,
-            handshake_timeout=config.handshake_timeout,
-            hello_timeout=config.hello_timeout,
-            heartbeat_timeout=config.heartbeat_timeout,
-        )
-        self._accepted += 1
-        self._connections[connection] = None
-        # Counted at once: a whole batch of first packets comes in before the first of their tasks has run.
-        self._half_open[connection] = None
-        self._nursery.start_soon(self._run_connection, connection)
-        return connection.pump
-
-    async def _run_connection(self, connection: Connection) -> None:
-        """One connection, and the session that outlives it, in one nursery whose body is the pump."""
-        try:
-            async with trio.open_nursery() as nursery:
-                if connection in self._half_open:
-                    self._half_open[connection] = nursery
-                try:
-                    await connection.run()
-                    session = self._connections[connection]
-                    if session is not None:
-                        await session.linger(self._config.session_ttl)
-                        self._registry.forget(session)
-                finally:
-                    # However it ends: the other sessions of the client share a worker limit, and must not wake a dispatcher whose
-                    # nursery is closing.
-                    session = self._connections[connection]
-                    if session is not None:
-                        session.stop_handlers()
-                nursery.cancel_scope.cancel()
-        except Exception:
-            # A defect in one connection must not take the others down; it is logged whole and counted.
-            log.exception("a connection ended by an unexpected error")
-            self._count(self._disconnects, "internal error")
-        finally:
-            self._half_open.pop(connection, None)
-            session = self._connections.pop(connection)
-            if session is not None:
-                self._registry.forget(session)
-                session._link.release()
-
-    # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
-    def handshake_completed(self, connection: Connection) -> None:
-        """Wait for the hello."""
-
-    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
-        """Take a hello or a goodbye."""
-        if isinstance(frame, Hello):
-            self._hello(connection, frame)
-
-    def _hello(self, connection: Connection, hello: Hello) -> None:
-        if self._draining:
-            connection.close(CloseCode.SHUTDOWN, "the server is draining")
-            return
-        config = self._config
-        try:
-            terms = check_hello(hello, config.heartbeat_interval)
-        except RemoteProtocolError as exc:
-            connection.close(CloseCode.REJECTED, str(exc))
-            return
-        client_id = hello.client_id
-        earlier = self._registry.get(client_id)
-        link = Link(
-            config,
-            table=self._table,
-            deadlines=self._deadlines,
-            budget=self._budget,
-            earlier=None if earlier is None else earlier._link,
-        )
-        session = Session(
-            client_id,
-            link,
-            connection,
-            id=os.urandom(16),
-            epoch=self._epoch,
-            history=self._registry.history(client_id),
-        )
-        nursery = self._half_open.pop(connection)
-        assert nursery is not None, "a connection that says hello has its task"
-        crew = None if earlier is None else earlier.crew
-        session.crew = run_handlers(link, self._router, peer=session, sender=client_id, nursery=nursery, crew=crew)
-        older = self._registry.enter(session)
-        if older is not None:
-            if older.connected:
-                older.note("replaced", "a newer connection uses the client id")
-                log.warning("client %s: a newer connection takes the session over", printable(client_id))
-            older.replace()
-        self._connections[connection] = session
-        connection.send_welcome(
-            Welcome(
-                revision=REVISION,
-                session_id=session.id,
-                session_token=b"",
-                resumed=False,
-                lanes=(),
-                heartbeat_interval_ms=math.ceil(config.heartbeat_interval * 1000),
-                limits=PeerLimits(payload=config.limits.payload, lanes=config.limits.lanes),
-            )
-        )
-        connection.open(link, terms)
-        session.note("connected", "{}:{}".format(*session.remote_address))
-        log.info("client %s: connected from %s port %d", printable(client_id), *session.remote_address)
-
-    def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
-        """Take the session off the list of the connected; it is kept for its time to live unless the client is done."""
-        reason = printable(ended.reason) or f"code {ended.code:#x}"
-        session = self._connections[connection]
-        if session is None:
-            self._count(self._refused, _reason(ended))
-            address = connection.engine.peer_address or ("an unknown address", 0)
-            log.info("connection from %s port %d ended before its hello: %s", address[0], address[1], reason)
-            return
-        self._count(self._disconnects, _reason(ended))
-        if self._registry.get(session.client_id) is session:
-            # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
-            session.note("disconnected", reason)
-        log.info("client %s: disconnected: %s", printable(session.client_id), reason)
-        self._registry.leave(session)
-        if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:
-            # Also when `serve` was cancelled: this side closed, nothing was lost.
-            session._link.end(partial(ConnectionClosed, "the server was closed"))
-        session.lost(loss(ended), final=ended.application and ended.code == CloseCode.NORMAL)
-
-    @staticmethod
-    def _count(counters: dict[str, int], reason: str) -> None:
-        counters[reason] = counters.get(reason, 0) + 1
-
-
-def _reason(ended: ConnectionEnded) -> str:
-    """Return a bounded name for an end: peers choose the text of theirs, so it must not become a key."""
-    if ended.application:
-        name = CloseCode(ended.code).name.lower() if ended.code in CloseCode._value2member_map_ else "other"
-    else:
-        name = "idle timeout" if ended.timed_out else "tls" if ended.tls_alert is not None else "transport"
-    return f"{'peer' if ended.by_peer else 'server'}: {name}"
+    def _set_state(self, state: str, reason: str = "") -> None:
+        old, self._state = self._state, state
+        if self._events.active and state != old:
+            self._events.emit(StateChangeEvent(at=self._events.now(), client_id="", old=old, new=state, reason=reason))
 
 
 def _warn_if_exposed(host: str) -> None:
@@ -399,6 +303,8 @@ async def serve(
     port: int = 8474,
     tls: TLSConfig,
     config: ServerConfig | None = None,
+    ops: str | OpsConfig | None = None,
+    hooks: Hooks | None = None,
     network: Network | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -412,6 +318,9 @@ async def serve(
         port: UDP port; 0 takes a free one, see `Server.address`.
         tls: made by `TLSConfig.server`.
         config: see `ServerConfig`.
+        ops: where to answer those who operate this, over HTTP: ``"127.0.0.1:8475"`` (port 0 takes a free one, see `Server.ops_url`), or
+            an `OpsConfig`; None does not.
+        hooks: async functions to be called on events.
         network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` in tests.
         task_status: Trio's; `trio.Nursery.start` passes it and returns the `Server` once it listens.
 
@@ -423,5 +332,7 @@ async def serve(
     """
     if tls.is_client:
         raise ConfigurationError("tls: expected TLSConfig.server(...), got a client's")
+    if isinstance(ops, str):
+        ops = OpsConfig(ops)
     server = Server(router, TLSContext(tls), ServerConfig() if config is None else config)
-    await server._run(host, port, UdpNetwork() if network is None else network, task_status)
+    await server._run(host, port, UdpNetwork() if network is None else network, ops, hooks, task_status)

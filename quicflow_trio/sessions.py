@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import final
@@ -12,31 +11,15 @@ from typing import final
 import trio
 
 from .connection import Connection
-from .dispatch import Crew
+from .crew import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
 from .link import Link
+from .observe.history import HistoryBook, SessionChange
 from .peer import Peer
 from .protocol.lane_sender import ErrorFactory
 from .protocol.state import CloseCode
 
-__all__ = ["Session", "SessionChange", "SessionRegistry"]
-
-HISTORY = 100
-
-
-@dataclass(frozen=True, slots=True)
-class SessionChange:
-    """One change in a client's life on this server.
-
-    Attributes:
-        at: when, Unix seconds.
-        change: ``connected``, ``replaced``, ``disconnected`` or ``closed``.
-        detail: the remote address or the reason, as text.
-    """
-
-    at: float
-    change: str
-    detail: str
+__all__ = ["Session", "SessionRegistry"]
 
 
 @final
@@ -146,12 +129,14 @@ class SessionRegistry:
 
     Attributes:
         connected: a live, read-only view of the connected sessions by client id.
+        histories: the changes of every client, also of those that have left.
     """
 
     def __init__(self) -> None:
         self._connected: dict[str, Session] = {}
         self._kept: dict[str, Session] = {}
         self.connected: Mapping[str, Session] = MappingProxyType(self._connected)
+        self.histories: HistoryBook = HistoryBook()
 
     def __len__(self) -> int:
         """Return how many sessions are known, connected or away."""
@@ -172,10 +157,9 @@ class SessionRegistry:
         """Return the session of a client id, connected or away; None when there is none."""
         return self._kept.get(client_id)
 
-    def history(self, client_id: str) -> deque[SessionChange]:
-        """Return the history to go on with for a client id."""
-        session = self._kept.get(client_id)
-        return deque(maxlen=HISTORY) if session is None else session._history
+    def known(self) -> list[Session]:
+        """Return the sessions that are connected, and those that are away but kept."""
+        return [*self._kept.values()]
 
     def enter(self, session: Session) -> Session | None:
         """Let the id mean this session from now on; return the one it meant before. The newest wins."""
@@ -197,3 +181,4 @@ class SessionRegistry:
         self.leave(session)
         if self._kept.get(session.client_id) is session:
             del self._kept[session.client_id]
+            self.histories.leave(session.client_id)

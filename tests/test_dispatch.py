@@ -17,6 +17,7 @@ from quicflow_trio.deadlines import Deadlines
 from quicflow_trio.dispatch import YIELD_AFTER, Dispatcher
 from quicflow_trio.errors import ProtocolError
 from quicflow_trio.message import AckStatus
+from quicflow_trio.observe.instruments import Instruments
 from quicflow_trio.protocol.lane_receiver import LaneReceiver
 from quicflow_trio.testing import MemoryNetwork, World, open_world
 from quicflow_trio.wire import AckFrame, FrameReader, LaneOpen, decode, encode, encode_cancel, encode_message
@@ -52,6 +53,8 @@ class Bench:
             deadlines=self.deadlines,
             progress=self.done.append,
             broken=lambda lane, error: self.broken.append(error),
+            instruments=Instruments(),
+            client_id="peer",
         )
         self._seqs: dict[LaneReceiver, int] = {}
 

@@ -16,13 +16,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "quicflow_trio"
 
-BASE = {"errors", "config", "observe"}
+BASE = {"errors", "config", "background", "observe"}
 MESSAGES = BASE | {"wire", "message", "protocol"}
 QUIC = {"errors", "config", "quic"}
-PEERS = {"background", "connection", "deadlines", "dispatch", "endings", "heartbeat", "lanes", "link", "peer", "router"}
+PEERS = {"connection", "crew", "deadlines", "dispatch", "endings", "gauges", "heartbeat", "lanes", "link", "peer", "router"}
 SHARED = MESSAGES | QUIC | {"net"} | PEERS
-CLIENT = {"client", "reconnect"}
-SERVER = {"server", "sessions", "broadcast"}
+CLIENT = {"client", "client_state", "reconnect"}
+SERVER = {"server", "admission", "sessions", "broadcast"}
 FACADE = {""}
 
 # What each layer may import, beside itself. A layer is a subpackage or a module directly below the package; "" is the package's
@@ -30,15 +30,17 @@ FACADE = {""}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "observe": {"errors", "config"},
+    "background": set(),
+    "observe": {"errors", "config", "background"},
     "wire": BASE,
     "message": BASE | {"wire"},
     "protocol": BASE | {"wire", "message"},
     "quic": {"errors", "config"},
     "net": QUIC,
     **dict.fromkeys(PEERS, SHARED),
+    "ops": SHARED,
     **dict.fromkeys(CLIENT, SHARED | CLIENT),
-    **dict.fromkeys(SERVER, SHARED | SERVER),
+    **dict.fromkeys(SERVER, SHARED | SERVER | {"ops"}),
     "": SHARED | CLIENT | SERVER,
     "testing": SHARED | CLIENT | SERVER | FACADE,
     "cli": SHARED | CLIENT | SERVER | FACADE | {"testing"},
@@ -52,8 +54,11 @@ HOMES: dict[str, set[str]] = {
     "OpenSSL": {"quic"},
     "asyncio": set(),
     "anyio": set(),
-    "hypercorn": set(),
-    "starlette": set(),
+    "httpx": {"cli"},
+    "hypercorn": {"ops"},
+    "prometheus_client": {"observe"},
+    "starlette": {"ops"},
+    "structlog": {"observe"},
     "uvloop": set(),
 }
 

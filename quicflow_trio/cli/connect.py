@@ -14,7 +14,8 @@ from typing import final
 import trio
 from cyclopts import App
 
-from ..client import Client, StateChange, open_client
+from ..client import Client, open_client
+from ..client_state import StateChange
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
 from ..peer import Peer

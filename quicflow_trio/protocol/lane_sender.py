@@ -22,6 +22,7 @@ from typing import Any, Protocol, Self
 
 from ..errors import PayloadTooLarge, QuicFlowError, RemoteProtocolError
 from ..message import Delivery, Message
+from ..observe.histogram import Histogram
 from ..wire import AckFrame, FrameReader, LaneOpen, ReceiptFrame, decode, encode, encode_cancel, encode_message
 from .waiting import WaitingShare
 
@@ -115,16 +116,18 @@ class OutgoingRequest(Outgoing):
         expired: true when the ack deadline has passed.
         ack_error: why no ack will come, None while one may.
         timed: true while a finite deadline stands in the heap.
+        started: when the wait began, on the clock that ``now`` of `LaneSender.handle_return` is of.
     """
 
-    __slots__ = ("_deadlines", "_share", "ack", "ack_error", "expired", "live", "timed")
+    __slots__ = ("_deadlines", "_share", "ack", "ack_error", "expired", "live", "started", "timed")
 
     wants_ack = True
     state: OutgoingState
     wake: Callable[[Any], None] | None
 
-    def __init__(self, lane: LaneSender, message: Message, share: WaitingShare, deadlines: EarlyEnds) -> None:
+    def __init__(self, lane: LaneSender, message: Message, share: WaitingShare, deadlines: EarlyEnds, started: float = 0.0) -> None:
         super().__init__(lane, message)
+        self.started: float = started
         self._share = share
         self._deadlines = deadlines
         self.ack: AckFrame | None = None
@@ -255,6 +258,7 @@ class LaneSender:
         stream_id: the stream it runs on, None while no connection carries it.
         acks_ignored: acks that nobody waited for (late, duplicate, unknown).
         written: messages written since the start, over all connections.
+        stalled: true while it has messages to write and no credit.
     """
 
     __slots__ = (
@@ -263,6 +267,7 @@ class LaneSender:
         "_blocked",
         "_cancels",
         "_last_seq",
+        "_latency",
         "_outbox",
         "_outbox_limit",
         "_reader",
@@ -271,15 +276,18 @@ class LaneSender:
         "acks_ignored",
         "name",
         "notify",
+        "stalled",
         "stream_id",
         "written",
     )
 
-    def __init__(self, name: str, outbox_limit: int) -> None:
+    def __init__(self, name: str, outbox_limit: int, latency: Histogram | None = None) -> None:
         self.name: str = name
         self.stream_id: int | None = None
         self.acks_ignored: int = 0
         self.written: int = 0
+        self.stalled: bool = False
+        self._latency = Histogram() if latency is None else latency
         # Called when the lane has something to write; the connection sets it, so a lane need not know who carries it.
         self.notify: Callable[[LaneSender], None] | None = None
         self._outbox_limit = outbox_limit
@@ -409,8 +417,8 @@ class LaneSender:
         """Get ready to read the return half of a new stream; frames over ``frame_limit`` bytes are refused."""
         self._reader = FrameReader(frame_limit)
 
-    def handle_return(self, data: bytes) -> None:
-        """Take in receipts and acks.
+    def handle_return(self, data: bytes, now: float) -> None:
+        """Take in receipts and acks; ``now`` measures how long the acks took.
 
         Raises:
             RemoteProtocolError: what came is not allowed there.
@@ -422,13 +430,13 @@ class LaneSender:
             frame = decode(body)
             kind = frame.__class__
             if kind is AckFrame:
-                self._handle_ack(frame)  # type: ignore[arg-type]
+                self._handle_ack(frame, now)  # type: ignore[arg-type]
             elif kind is ReceiptFrame:
                 self._handle_receipt(frame)  # type: ignore[arg-type]
             elif frame is not None:
                 raise RemoteProtocolError(f"{kind.__name__} is not allowed on the return half of a lane")
 
-    def _handle_ack(self, frame: AckFrame) -> None:
+    def _handle_ack(self, frame: AckFrame, now: float) -> None:
         if frame.ack_seq != self._ack_seq + 1:
             raise RemoteProtocolError(f"ack number {frame.ack_seq} follows {self._ack_seq}")
         self._ack_seq = frame.ack_seq
@@ -437,6 +445,7 @@ class LaneSender:
             # The request was cancelled or timed out while the ack was on its way, or the peer makes things up.
             self.acks_ignored += 1
         else:
+            self._latency.observe(now - request.started)
             request.acknowledge(frame)
 
     def _handle_receipt(self, frame: ReceiptFrame) -> None:
@@ -448,8 +457,8 @@ class LaneSender:
             unreceipted.popleft().settle(OutgoingState.RECEIVED)
 
     # -- the end ---------------------------------------------------------------------------------------------------
-    def connection_lost(self, error: ErrorFactory) -> None:
-        """Settle what was written as failed; what was not written stays for the next connection."""
+    def connection_lost(self, error: ErrorFactory) -> int:
+        """Settle what was written as failed and return how many messages that were; what was not written stays for the next connection."""
         unreceipted, waiting = self._unreceipted, self._waiting
         self.stream_id = None
         self.notify = None
@@ -458,14 +467,24 @@ class LaneSender:
             outgoing.settle(OutgoingState.FAILED, error)
         for request in waiting.values():
             request.fail(error)
+        return len(unreceipted)
 
-    def refuse_larger(self, limit: int) -> None:
-        """Settle as failed what waits with a payload over the limit: this peer accepts less than the last one, or than we do."""
-        for outgoing in self._outbox.take_larger(limit) + self._blocked.take_larger(limit):
+    def refuse_larger(self, limit: int) -> int:
+        """Settle as failed, and count, what waits with a payload over the limit: this peer accepts less than the last one, or than we do."""
+        larger = self._outbox.take_larger(limit) + self._blocked.take_larger(limit)
+        for outgoing in larger:
             outgoing.settle(OutgoingState.FAILED, partial(PayloadTooLarge, len(outgoing.message.payload), limit))
         self._admit()
+        return len(larger)
 
-    def fail_queued(self, error: ErrorFactory) -> None:
-        """Settle what was not written as failed: there will be no further connection."""
-        for outgoing in self._outbox.clear() + self._blocked.clear():
+    def fail_queued(self, error: ErrorFactory) -> int:
+        """Settle what was not written as failed, and count it: there will be no further connection."""
+        queued = self._outbox.clear() + self._blocked.clear()
+        for outgoing in queued:
             outgoing.settle(OutgoingState.FAILED, error)
+        return len(queued)
+
+    def last_written(self, number: int) -> list[Outgoing]:
+        """Return the last messages written, oldest first, as far as their receipts have not come."""
+        unreceipted = self._unreceipted
+        return [unreceipted[index] for index in range(max(len(unreceipted) - number, 0), len(unreceipted))]

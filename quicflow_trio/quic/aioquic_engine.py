@@ -339,6 +339,11 @@ class AioquicEngine:
         return loss._rtt_smoothed if loss._rtt_initialized else None
 
     @property
+    def packets_lost(self) -> int:
+        """Packets declared lost, whose content was sent again."""
+        return self._core.packets_lost
+
+    @property
     def peer_address(self) -> Address | None:
         """Where datagrams go now."""
         address: Address | None = self._core.get_peer_address()

@@ -230,6 +230,10 @@ class Engine(Protocol):
         """Smoothed round-trip time in seconds (RFC 9002 section 5.3); None before the first sample."""
 
     @property
+    def packets_lost(self) -> int:
+        """Packets declared lost, whose content was sent again (RFC 9002 section 6)."""
+
+    @property
     def peer_address(self) -> Address | None:
         """Where datagrams go now; changes when a client migrates."""
 

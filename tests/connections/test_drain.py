@@ -156,7 +156,7 @@ async def test_new_connections_are_refused_while_it_drains(autojump_clock: MockC
             async with client_of(machine.network, "late") as late:
                 await trio.sleep(1)
                 assert late.state.value is CONNECTING
-            assert machine.server.statistics().refused["draining"] >= 1
+            assert machine.server.statistics().refused["server:draining"] >= 1
             assert machine.server.statistics().half_open == 0
 
 
@@ -164,7 +164,7 @@ async def test_a_hello_that_comes_while_it_drains(autojump_clock: MockClock) -> 
     # The goodbye to half-open connections and their hellos cross.
     async with open_machine() as machine:
         async with open_raw(machine.network) as raw:
-            machine.server._draining = True
+            machine.server._admission.draining = True
             raw.open(hello())
             ended = await raw.ended()
             assert (ended.code, ended.reason) == (CloseCode.SHUTDOWN, "the server is draining")
@@ -293,7 +293,7 @@ async def test_what_a_leaving_client_has_queued_arrives(autojump_clock: MockCloc
             await one.delivered()
         await until(lambda: not machine.server.sessions)
         if not loss:
-            assert machine.server.statistics().disconnects == {"peer: normal": 1}
+            assert machine.server.statistics().disconnects == {"client:normal": 1}
             assert machine.server.statistics().away == 0
 
 
@@ -343,7 +343,7 @@ async def test_the_grace_of_a_leaving_client_ends(autojump_clock: MockClock) -> 
         assert (work.cancelled, work.running) == (1, 0)
         await trio.sleep(1)
         assert results == ["ConnectionLost"]
-        assert machine.server.statistics().disconnects == {"peer: normal": 1}
+        assert machine.server.statistics().disconnects == {"client:normal": 1}
 
 
 @pytest.mark.parametrize("how", ["cancelled", "raised"])
@@ -368,7 +368,7 @@ async def test_leaving_by_an_exception_is_quick_and_polite(autojump_clock: MockC
         assert trio.current_time() == leaving
         assert scope.cancelled_caught is (how == "cancelled")
         await until(lambda: not machine.server.sessions, seconds=1)
-        assert machine.server.statistics().disconnects == {"peer: normal": 1}
+        assert machine.server.statistics().disconnects == {"client:normal": 1}
         assert client.state.value is IDLE
 
 

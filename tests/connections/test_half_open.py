@@ -44,7 +44,7 @@ async def test_the_oldest_makes_room(autojump_clock: MockClock) -> None:
         ended = await raws[0].ended()
         assert (ended.application, ended.code, ended.reason) == (True, CloseCode.OVERLOADED, "too many half-open connections")
         assert world.server.statistics().half_open == 3
-        assert world.server.statistics().refused == {"server: overloaded": 2}
+        assert world.server.statistics().refused == {"server:overloaded": 2}
         # Who says hello is half open no longer, and makes room.
         await raws[2].greet("raw")
         assert world.server.statistics().half_open == 2

@@ -98,7 +98,7 @@ async def test_a_silent_client_leaves_the_list_and_stays_known_for_its_time_to_l
         assert list(world.server.sessions) == ["client-0"]
         assert world.server.session("raw") is session
         assert not session.connected
-        assert world.server.statistics().disconnects == {"server: heartbeat_timeout": 1}
+        assert world.server.statistics().disconnects == {"server:heartbeat_timeout": 1}
         assert world.server.statistics().away == 1
         with pytest.raises(ClientNotConnected, match="raw"):
             await session.send(Message.event(b""))

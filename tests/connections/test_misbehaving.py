@@ -88,7 +88,7 @@ async def closed_by(
             assert trio.current_time() - started < 2
         await trio.sleep(0.1)
         assert ended.by_peer
-        name = f"server: {CloseCode(ended.code).name.lower()}" if ended.application else "server: transport"
+        name = f"server:{CloseCode(ended.code).name.lower()}" if ended.application else "server:transport"
         figures = world.server.statistics()
         assert (figures.disconnects if greet else figures.refused) == {name: 1}
     return ended
@@ -270,7 +270,7 @@ async def test_on_the_return_half(autojump_clock: MockClock, what: str) -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await sent.delivered()
         await trio.sleep(0.1)
-        assert world.server.statistics().disconnects == {f"server: {code.name.lower()}": 1}
+        assert world.server.statistics().disconnects == {f"server:{code.name.lower()}": 1}
 
 
 async def test_acks_nobody_waits_for_are_ignored(autojump_clock: MockClock) -> None:
@@ -359,7 +359,7 @@ async def test_pongs_that_are_not_read_are_not_held(autojump_clock: MockClock) -
             ended = await raw.ended()
             assert (ended.code, ended.reason) == (CloseCode.SLOW_CONSUMER, "the control stream is not read")
         await trio.sleep(0.1)
-        assert world.server.statistics().disconnects == {"server: slow_consumer": 1}
+        assert world.server.statistics().disconnects == {"server:slow_consumer": 1}
 
 
 async def test_what_the_engine_should_never_report(autojump_clock: MockClock) -> None:
@@ -482,7 +482,7 @@ async def test_more_than_the_credit_allows(autojump_clock: MockClock) -> None:
                 ended = await raw.ended()
             assert (ended.application, ended.code) == (False, 3), "FLOW_CONTROL_ERROR"
         await trio.sleep(0.1)
-        assert world.server.statistics().disconnects == {"server: transport": 1}
+        assert world.server.statistics().disconnects == {"server:transport": 1}
         assert world.server.statistics().held_bytes <= 512 * 1024 + 2000
         assert (await world.clients["client-0"].request(Message.command(b"x"))).result == b"x"
 
@@ -520,6 +520,6 @@ async def test_a_peers_text_never_becomes_a_counters_name(autojump_clock: MockCl
             raw.engine.close(77, "early")
             raw.kick()
             await trio.sleep(0.1)
-        assert world.server.statistics().disconnects == {"peer: other": 20}
-        assert world.server.statistics().refused == {"peer: other": 1}
+        assert world.server.statistics().disconnects == {"client:other": 20}
+        assert world.server.statistics().refused == {"client:other": 1}
         assert all(change.detail.isprintable() for change in world.server.session("raw-3").history)

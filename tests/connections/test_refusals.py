@@ -227,7 +227,7 @@ async def test_a_client_of_another_protocol_is_counted(autojump_clock: MockClock
         async with open_raw(world.network, alpn="h3", handshake=False) as raw:
             ended = await raw.ended()
         assert ended.tls_alert == 120
-        assert world.server.statistics().refused == {"server: tls": 1}
+        assert world.server.statistics().refused == {"server:tls": 1}
 
 
 # -- hellos that are not accepted --------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ async def test_a_hello_that_is_not_accepted(autojump_clock: MockClock, caplog: p
         assert reason in ended.reason
         await trio.sleep(1)
         figures = world.server.statistics()
-        assert figures.refused == {f"server: {code.name.lower()}": 1}
+        assert figures.refused == {f"server:{code.name.lower()}": 1}
         assert (figures.connected, figures.away, figures.half_open) == (1, 0, 0)
         assert world.clients["client-0"].state.value is ClientState.CONNECTED
     assert all(record.getMessage().isprintable() for record in caplog.records)

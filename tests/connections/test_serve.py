@@ -21,12 +21,12 @@ from quicflow_trio import (
     MessageType,
     Request,
     Router,
-    Server,
     ServerConfig,
     TLSConfig,
     open_client,
     serve,
 )
+from quicflow_trio.admission import Admission
 from quicflow_trio.connection import Connection
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import MemoryNetwork, echo_router, open_world
@@ -237,7 +237,7 @@ async def test_a_defect_in_one_connection_takes_no_other_down(
         await trio.sleep(1)
         assert (await world.clients["client-0"].request(Message.command(b"x"))).result == b"x"
         figures = world.server.statistics()
-        assert figures.disconnects["internal error"] == 1
+        assert figures.disconnects["server:internal_error"] == 1
         assert (figures.connected, figures.away, figures.half_open, figures.endpoint.connection_ids) == (1, 0, 0, ids)
     assert "ZeroDivisionError" in caplog.text
 
@@ -245,11 +245,11 @@ async def test_a_defect_in_one_connection_takes_no_other_down(
 async def test_a_defect_before_the_hello(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(server: Server, connection: Connection) -> None:
+    def broken(admission: Admission, connection: Connection) -> None:
         raise ZeroDivisionError("a defect")
 
     async with open_world(clients=0, network=MemoryNetwork(delay=0.01)) as world:
-        monkeypatch.setattr(Server, "handshake_completed", broken)
+        monkeypatch.setattr(Admission, "handshake_completed", broken)
         async with open_raw(world.network, handshake=False) as raw:
             assert (await raw.ended()).by_peer
         await trio.sleep(1)
@@ -293,7 +293,7 @@ async def test_statistics(autojump_clock: MockClock) -> None:
         assert session.client_id == "client-1"
         assert session.connected
         assert session.remote_address == ("client-1", 49152)
-        assert abs(session.connected_at - world.server._epoch - trio.current_time()) < 1
+        assert abs(session.connected_at - world.server._instruments.epoch - trio.current_time()) < 1
         assert len(session.id) == 16
         world.network.partition("client-1")
         await until(lambda: "client-1" not in world.server.sessions)

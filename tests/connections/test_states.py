@@ -153,7 +153,7 @@ async def test_the_server_closes_a_client_that_does_not_say_hello(autojump_clock
             ended = await raw.ended()
             assert (ended.code, ended.reason) == (CloseCode.HELLO_TIMEOUT, "hello timeout")
             assert trio.current_time() - started == pytest.approx(3.0, abs=0.1)
-        assert world.server.statistics().refused == {"server: hello_timeout": 1}
+        assert world.server.statistics().refused == {"server:hello_timeout": 1}
         assert world.server.statistics().half_open == 0
 
 
@@ -175,7 +175,7 @@ async def test_the_server_closes_a_handshake_that_stops(autojump_clock: MockCloc
             await trio.sleep(0.2)
             assert world.server.statistics().half_open == 0
             assert world.server.statistics().endpoint.connection_ids == 0
-        assert world.server.statistics().refused == {"server: transport": 1}
+        assert world.server.statistics().refused == {"server:handshake_timeout": 1}
 
 
 # -- a server that misbehaves ------------------------------------------------------------------------------------------

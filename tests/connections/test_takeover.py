@@ -48,7 +48,7 @@ async def test_the_newest_wins_and_the_older_is_told(autojump_clock: MockClock) 
                 ("replaced", "a newer connection uses the client id"),
                 ("connected", "newer"),
             ]
-            assert machine.server.statistics().disconnects == {"server: session_replaced": 1}
+            assert machine.server.statistics().disconnects == {"server:session_replaced": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -165,13 +165,13 @@ def test_receipts_are_cumulative_and_wake_everyone_who_watches() -> None:
     calls: list[str] = []
     messages[0].watchers = [lambda: calls.append("one"), lambda: calls.append("another")]
     lane.next_batch(PLENTY)
-    lane.handle_return(encode_receipt(2, 0, ()))
+    lane.handle_return(encode_receipt(2, 0, ()), 0.0)
     assert [message.state for message in messages] == [OutgoingState.RECEIVED] * 2 + [OutgoingState.WRITTEN]
     assert (calls, lane.unreceipted) == (["one", "another"], 1)
     assert not messages[0].watchers
-    lane.handle_return(encode_receipt(2, 2, ()))
+    lane.handle_return(encode_receipt(2, 2, ()), 0.0)
     assert lane.unreceipted == 1
-    lane.handle_return(encode_receipt(3, 3, ()))
+    lane.handle_return(encode_receipt(3, 3, ()), 0.0)
     assert lane.unreceipted == 0
 
 
@@ -181,11 +181,11 @@ def test_an_ack_ends_the_wait_and_one_that_comes_late_is_counted(share: WaitingS
     wakes = watch(answered)
     lane.next_batch(PLENTY)
     cancelled.__exit__()
-    lane.handle_return(encode_ack(1, 1, AckStatus.SUCCESS, b"result") + encode_ack(2, 2, AckStatus.SUCCESS, b""))
+    lane.handle_return(encode_ack(1, 1, AckStatus.SUCCESS, b"result") + encode_ack(2, 2, AckStatus.SUCCESS, b""), 0.0)
     assert answered.ack is not None
     assert (answered.ack.result, wakes.woken, lane.acks_ignored, lane.waiting) == (b"result", 1, 1, 0)
     # The same answer again, under the next number: nobody waits for it.
-    lane.handle_return(encode_ack(3, 1, AckStatus.SUCCESS, b"again"))
+    lane.handle_return(encode_ack(3, 1, AckStatus.SUCCESS, b"again"), 0.0)
     assert (answered.ack.result, wakes.woken, lane.acks_ignored) == (b"result", 1, 2)
     answered.__exit__()
     assert share.active == 0
@@ -207,7 +207,7 @@ def test_what_makes_no_sense_on_the_return_half_is_refused(data: bytes, match: s
     sent(lane, b"")
     lane.next_batch(PLENTY)
     with pytest.raises(RemoteProtocolError, match=match):
-        lane.handle_return(data)
+        lane.handle_return(data, 0.0)
 
 
 def test_unknown_frames_on_the_return_half_are_skipped() -> None:
@@ -215,7 +215,7 @@ def test_unknown_frames_on_the_return_half_are_skipped() -> None:
     outgoing = sent(lane, b"")
     lane.next_batch(PLENTY)
     # Field 90 of the envelope's oneof does not exist in this revision.
-    lane.handle_return(b"\x00\x00\x00\x03\xd2\x05\x00" + encode_receipt(1, 1, ()))
+    lane.handle_return(b"\x00\x00\x00\x03\xd2\x05\x00" + encode_receipt(1, 1, ()), 0.0)
     assert outgoing.state is OutgoingState.RECEIVED
 
 
@@ -304,7 +304,7 @@ def test_a_request_received_but_unanswered_ends_with_the_connection(share: Waiti
     lane = make_lane()
     request = request_for(lane, b"", share)
     lane.next_batch(PLENTY)
-    lane.handle_return(encode_receipt(1, 0, ()))
+    lane.handle_return(encode_receipt(1, 0, ()), 0.0)
     assert request.state is OutgoingState.RECEIVED
     wakes = watch(request)
     lane.connection_lost(LOST)
@@ -457,7 +457,7 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def receipt(self, data: st.DataObject) -> None:
         upto = data.draw(st.integers(self.received, len(self.on_wire)))
-        self.lane.handle_return(encode_receipt(upto, 0, ()))
+        self.lane.handle_return(encode_receipt(upto, 0, ()), 0.0)
         self.delivered += [one.message.payload for one in self.on_wire[self.received : upto]]
         self.received = upto
 
@@ -467,7 +467,7 @@ class Model(RuleBasedStateMachine):
         seq = data.draw(st.integers(1, self.received))
         ignored = self.lane.acks_ignored
         self.acks += 1
-        self.lane.handle_return(encode_ack(self.acks, seq, AckStatus.SUCCESS, b"%d" % seq))
+        self.lane.handle_return(encode_ack(self.acks, seq, AckStatus.SUCCESS, b"%d" % seq), 0.0)
         one = self.on_wire[seq - 1]
         if one in self.open and seq not in self.answered:
             assert isinstance(one, OutgoingRequest)

@@ -94,13 +94,13 @@ async def test_it_notices_what_was_left_behind(autojump_clock: MockClock, monkey
     # The check is only worth something if it fails when something is left.
     with pytest.raises(AssertionError, match=r"left behind: \{'bytes held for handlers': 5\}"):
         async with open_world() as world:
-            world.server._budget.held += 5
+            world.server._admission.budget.held += 5
     with pytest.raises(AssertionError, match=r"left behind: \{'waiting requests of client-0': 1\}"):
         async with open_world() as world:
             world.clients["client-0"]._link.share.active += 1
     with pytest.raises(AssertionError, match=r"left behind: \{'waiting requests': 3\}"):
         async with open_world() as world:
-            world.server._table.active += 3
+            world.server._admission.table.active += 3
 
 
 async def test_a_stuck_handler_does_not_outlive_the_drain(autojump_clock: MockClock) -> None:

@@ -1,0 +1,251 @@
+"""Admission: a connection's way from a client's first packet to a session, and what is left of both when it ends."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from functools import partial
+from typing import final
+
+import trio
+
+from .config import ServerConfig
+from .connection import Connection
+from .deadlines import Deadlines
+from .dispatch import run_handlers
+from .endings import ending_text, loss, reason_label, report_end
+from .errors import ConnectionClosed, RemoteProtocolError
+from .link import Link
+from .net.endpoint import Endpoint
+from .net.pump import Pump
+from .observe.events import DisconnectReason
+from .observe.instruments import Instruments
+from .observe.logs import printable
+from .observe.metrics import count
+from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
+from .protocol.handshake import ALPN, REVISION, check_hello
+from .protocol.state import CloseCode
+from .protocol.waiting import WaitingTable
+from .quic.aioquic_engine import Windows, server_engine
+from .quic.engine import Address, ConnectionEnded
+from .quic.routing import Header
+from .quic.tls import TLSContext
+from .router import Router
+from .sessions import Session, SessionRegistry
+from .wire import Goodbye, Hello, PeerLimits, Welcome
+
+__all__ = ["Admission"]
+
+log: logging.Logger = logging.getLogger(__name__)
+
+
+@final
+class Admission:
+    """Admits clients and runs their connections. `connection.ConnectionOwner` for all connections of a server.
+
+    Args:
+        router: handlers for messages of clients.
+        tls: the server's certificates.
+        config: as given to `serve`.
+        instruments: where it counts and reports.
+
+    Attributes:
+        registry: the sessions.
+        table: who waits for acks, over all sessions.
+        budget: bytes that wait for handlers, over all sessions.
+        deadlines: of acks and handlers; somebody must run them.
+        half_open: connections whose hello has not come, the oldest first; a nursery stands there once the task has started.
+        connections: all connections, and those whose session is finishing its handlers; None stands there before the hello.
+        accepted: connections since the start.
+        draining: true refuses everybody.
+    """
+
+    def __init__(self, router: Router, tls: TLSContext, config: ServerConfig, instruments: Instruments) -> None:
+        limits = config.limits
+        self.registry: SessionRegistry = SessionRegistry()
+        self.table: WaitingTable = WaitingTable(limits.waiting, limits.waiting_per_session)
+        self.budget: CreditBudget = CreditBudget(limits.total_bytes)
+        self.deadlines: Deadlines = Deadlines()
+        self.half_open: dict[Connection, trio.Nursery | None] = {}
+        self.connections: dict[Connection, Session | None] = {}
+        self.accepted: int = 0
+        self.draining: bool = False
+        self._router = router
+        self._tls = tls
+        self._config = config
+        self._instruments = instruments
+        self._counters = instruments.counters
+        self._windows = Windows(
+            stream_in=limits.lane_window,
+            stream_out=RETURN_WINDOW,
+            connection=connection_window(limits),
+            streams=limits.lanes + 1,  # the control stream beside the lanes
+        )
+        self._endpoint: Endpoint
+        self._nursery: trio.Nursery
+
+    def open(self, endpoint: Endpoint, nursery: trio.Nursery) -> None:
+        """Run connections in this nursery from now on, on the socket whose endpoint calls `accept`."""
+        self._endpoint = endpoint
+        self._nursery = nursery
+
+    # -- from the first packet ---------------------------------------------------------------------------------------
+    def accept(self, header: Header, address: Address, now: float) -> Pump | None:
+        """Make a connection for a client's first packet."""
+        if self.draining:
+            count(self._counters.connections_refused, f"server:{DisconnectReason.DRAINING.value}")
+            return None
+        config = self._config
+        if len(self.half_open) >= config.limits.half_open:
+            oldest = next(iter(self.half_open))
+            del self.half_open[oldest]
+            oldest.close(CloseCode.OVERLOADED, "too many half-open connections")
+        engine = server_engine(
+            self._tls,
+            original_destination_id=header.destination,
+            alpn=[ALPN],
+            idle_timeout=config.heartbeat_timeout * 2,
+            windows=self._windows,
+            datagram_size=config.datagram_size,
+        )
+        connection = Connection(
+            engine,
+            self._endpoint,
+            self,
+            is_client=False,
+            limits=config.limits,
+            handshake_timeout=config.handshake_timeout,
+            hello_timeout=config.hello_timeout,
+            heartbeat_timeout=config.heartbeat_timeout,
+            instruments=self._instruments,
+        )
+        self.accepted += 1
+        self.connections[connection] = None
+        # Counted at once: a whole batch of first packets comes in before the first of their tasks has run.
+        self.half_open[connection] = None
+        self._nursery.start_soon(self._run_connection, connection)
+        return connection.pump
+
+    async def _run_connection(self, connection: Connection) -> None:
+        """One connection, and the session that outlives it, in one nursery whose body is the pump."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if connection in self.half_open:
+                    self.half_open[connection] = nursery
+                try:
+                    await connection.run()
+                    session = self.connections[connection]
+                    if session is not None:
+                        await session.linger(self._config.session_ttl)
+                        self.registry.forget(session)
+                finally:
+                    # However it ends: the other sessions of the client share a worker limit, and must not wake a dispatcher whose
+                    # nursery is closing.
+                    session = self.connections[connection]
+                    if session is not None:
+                        session.stop_handlers()
+                nursery.cancel_scope.cancel()
+        except Exception as exc:
+            # A defect in one connection must not take the others down; it is logged whole and counted.
+            log.exception("a connection ended by an unexpected error")
+            self._report_defect(connection, exc)
+        finally:
+            self.half_open.pop(connection, None)
+            session = self.connections.pop(connection)
+            if session is not None:
+                self.registry.forget(session)
+                session._link.release()
+
+    def _report_defect(self, connection: Connection, exc: Exception) -> None:
+        self._counters.internal_errors += 1
+        session = self.connections[connection]
+        client_id = "" if session is None else session.client_id
+        self._instruments.report_error(client_id, "internal", f"{type(exc).__name__}: {exc}")
+
+    # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
+    def handshake_completed(self, connection: Connection) -> None:
+        """Wait for the hello."""
+
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
+        """Take a hello or a goodbye."""
+        if isinstance(frame, Hello):
+            self._hello(connection, frame)
+
+    def _hello(self, connection: Connection, hello: Hello) -> None:
+        if self.draining:
+            connection.close(CloseCode.SHUTDOWN, "the server is draining")
+            return
+        config = self._config
+        try:
+            terms = check_hello(hello, config.heartbeat_interval)
+        except RemoteProtocolError as exc:
+            connection.close(CloseCode.REJECTED, str(exc))
+            return
+        session = self._make_session(hello.client_id, connection)
+        connection.send_welcome(
+            Welcome(
+                revision=REVISION,
+                session_id=session.id,
+                session_token=b"",
+                resumed=False,
+                lanes=(),
+                heartbeat_interval_ms=math.ceil(config.heartbeat_interval * 1000),
+                limits=PeerLimits(payload=config.limits.payload, lanes=config.limits.lanes),
+            )
+        )
+        connection.open(session._link, terms)
+        log.info("client %s: connected from %s port %d", printable(session.client_id), *session.remote_address)
+
+    def _make_session(self, client_id: str, connection: Connection) -> Session:
+        """Make the session of a connection, and let it take over from an earlier one of the same client."""
+        earlier = self.registry.get(client_id)
+        link = Link(
+            self._config,
+            table=self.table,
+            deadlines=self.deadlines,
+            budget=self.budget,
+            client_id=client_id,
+            instruments=self._instruments,
+            earlier=None if earlier is None else earlier._link,
+        )
+        history = self.registry.histories.enter(client_id)
+        before = history[-1] if history else None
+        session = Session(client_id, link, connection, id=os.urandom(16), epoch=self._instruments.epoch, history=history)
+        nursery = self.half_open.pop(connection)
+        assert nursery is not None, "a connection that says hello has its task"
+        crew = None if earlier is None else earlier.crew
+        session.crew = run_handlers(link, self._router, peer=session, sender=client_id, nursery=nursery, crew=crew)
+        older = self.registry.enter(session)
+        if older is not None:
+            if older.connected:
+                older.note("replaced", "a newer connection uses the client id")
+                log.warning("client %s: a newer connection takes the session over", printable(client_id))
+            older.replace()
+        self.connections[connection] = session
+        session.note("connected", "{}:{}".format(*session.remote_address))
+        away = None
+        if before is not None:
+            away = 0.0 if before.change == "connected" else session.connected_at - before.at
+        self._instruments.report_connect(client_id, session.remote_address, away=away, attempts=0)
+        return session
+
+    def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
+        """Take the session off the list of the connected; it is kept for its time to live unless the client is done."""
+        reason = ending_text(ended)
+        session = self.connections[connection]
+        if session is None:
+            count(self._counters.connections_refused, reason_label(ended, is_client=False))
+            address = connection.engine.peer_address or ("an unknown address", 0)
+            log.info("connection from %s port %d ended before its hello: %s", address[0], address[1], reason)
+            return
+        report_end(self._instruments, session.client_id, ended, is_client=False)
+        if self.registry.get(session.client_id) is session:
+            # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
+            session.note("disconnected", reason)
+        log.info("client %s: disconnected: %s", printable(session.client_id), reason)
+        self.registry.leave(session)
+        if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:
+            # Also when `serve` was cancelled: this side closed, nothing was lost.
+            session._link.end(partial(ConnectionClosed, "the server was closed"))
+        session.lost(loss(ended), final=ended.application and ended.code == CloseCode.NORMAL)
