@@ -4,6 +4,7 @@ There is one `Counters` for a server and one for each client. Counting happens w
 not per message, wherever that is possible; gauges (how many now, how many bytes) are summed up when somebody asks.
 """
 
+# ruff: noqa: RUF009 - the calls in the snapshot's class declare its fields
 from __future__ import annotations
 
 from collections import deque

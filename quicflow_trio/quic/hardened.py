@@ -14,6 +14,7 @@ Beyond what aioquic's own class does, this one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,11 +45,12 @@ from .limits import (
     MAX_CRYPTO_BYTES,
     MAX_CRYPTO_FRAMES,
     MAX_PENDING_RANGES,
+    MAX_PROBE_INTERVAL,
     MAX_PTO_DOUBLINGS,
     MAX_REASON_BYTES,
     Windows,
 )
-from .recovery import CountingRecovery
+from .recovery import Recovery
 from .verify import ClientVerifier, check_server_purpose
 
 __all__ = ["HardenedConnection"]
@@ -127,7 +129,7 @@ class HardenedConnection(QuicConnection):
         self._logger = _SILENT  # type: ignore[assignment]
         self._loss._logger = None
         # Stock makes it by itself and counts nothing; a wrapper around its method would cost each connection a closure.
-        self._loss.__class__ = CountingRecovery
+        self._loss.__class__ = Recovery
         # Stock makes 31 sets of its four epochs for each connection, 7 of the 40 KB that one takes when idle.
         handlers = vars(self)["_QuicConnection__frame_handlers"]
         for frame_type, (handler, epochs) in handlers.items():
@@ -361,9 +363,13 @@ class HardenedConnection(QuicConnection):
             return
         self.timed_out = now >= self._close_at and self._close_event is None
         super().handle_timer(now)
-        # Stock doubles without end: after a minute of loss the next probe is a minute away, while heartbeats wait.
-        if self._handshake_confirmed and self._loss._pto_count > MAX_PTO_DOUBLINGS:
-            self._loss._pto_count = MAX_PTO_DOUBLINGS
+        # Stock doubles without end: after a minute of loss the next probe is a minute away, while heartbeats wait. Yet the interval must
+        # be able to outgrow the round trip: stock forgets a packet once a probe has repeated it, so an ack that takes longer than the
+        # interval acknowledges nothing, and gives no sample of the round trip that would make the interval longer.
+        loss = self._loss
+        if self._handshake_confirmed and loss._pto_count > MAX_PTO_DOUBLINGS:
+            doublings = math.log2(MAX_PROBE_INTERVAL / loss.get_probe_timeout())
+            loss._pto_count = min(loss._pto_count, max(math.floor(doublings), MAX_PTO_DOUBLINGS))
 
     def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
         """Close with a reason that fits into every packet it is written to."""
@@ -384,7 +390,7 @@ class HardenedConnection(QuicConnection):
     @property
     def packets_lost(self) -> int:
         """Packets declared lost, whose content was sent again."""
-        loss: CountingRecovery = self._loss  # type: ignore[assignment]  # it was made one above
+        loss: Recovery = self._loss  # type: ignore[assignment]  # it was made one above
         return loss.packets_lost
 
     @property

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_CRYPTO_BYTES",
     "MAX_CRYPTO_FRAMES",
     "MAX_PENDING_RANGES",
+    "MAX_PROBE_INTERVAL",
     "MAX_PTO_DOUBLINGS",
     "MAX_REASON_BYTES",
     "Windows",
@@ -30,8 +31,11 @@ MAX_CRYPTO_FRAMES: Final = 1024
 MAX_REASON_BYTES: Final = 256
 """Longest reason beside a close code: it is written up to three times into one datagram of 1,200 bytes."""
 
+MAX_PROBE_INTERVAL: Final = 4.0
+"""Seconds between probes up to which their interval doubles (RFC 9002 section 6.2 has no ceiling); the round trip must be shorter."""
+
 MAX_PTO_DOUBLINGS: Final = 3
-"""Ceiling of the probe timer's backoff (RFC 9002 section 6.2 has none): 2**3 times the probe time-out."""
+"""Doublings that are allowed at any rate, however long the probe time-out is."""
 
 CONNECTION_IDS: Final = 4
 """Connection ids that either side may use for the other at one time."""

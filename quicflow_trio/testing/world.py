@@ -11,6 +11,7 @@ from ..background import open_background
 from ..client import Client, open_client
 from ..config import ClientConfig, ServerConfig
 from ..message import Message
+from ..observe.hooks import Hooks
 from ..router import Request, Router
 from ..server import Server, serve
 from .network import MemoryNetwork
@@ -63,6 +64,7 @@ async def open_world(
     seed: int = 0,
     server_config: ServerConfig | None = None,
     client_config: ClientConfig | None = None,
+    hooks: Hooks | None = None,
 ) -> AsyncIterator[World]:
     """Open a server and clients on a `MemoryNetwork`, all connected when the block starts.
 
@@ -74,6 +76,7 @@ async def open_world(
         seed: seed of the network and, plus the client's number, of each client's backoff.
         server_config: configuration of the server.
         client_config: configuration of each client.
+        hooks: the server's.
 
     Leaving the block normally closes the clients, drains the server and checks that nothing is left. Use it in virtual time
     (``autojump_clock``) and inside `seeded` where one seed must give one run.
@@ -92,6 +95,7 @@ async def open_world(
                 port=PORT,
                 tls=server_tls,
                 config=server_config,
+                hooks=hooks,
                 network=network,
             )
         )

@@ -16,7 +16,7 @@ from quicflow_trio.heartbeat import heartbeat
 from quicflow_trio.protocol.handshake import Terms
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.quic.engine import EngineEvent, StreamData
-from quicflow_trio.testing import MemoryNetwork, open_world
+from quicflow_trio.testing import MemoryNetwork, open_world, seeded
 from quicflow_trio.wire import PingFrame, PongFrame
 from tests.connections.machine import client_of, open_machine, times, until
 from tests.connections.raw import Raw, open_raw, open_raw_server, welcome
@@ -266,3 +266,37 @@ async def test_only_so_many_unanswered_pings_are_remembered(autojump_clock: Mock
         world.network.partition("client-0")
         await trio.sleep(20)
         assert len(connection._pings) <= 16
+
+
+# -- long paths ------------------------------------------------------------------------------------------------------------
+async def test_a_path_that_becomes_slow_is_measured_anew(autojump_clock: MockClock) -> None:
+    # Probes used to come every quarter of a second at most. A packet that a probe has repeated is forgotten, so with a round trip over
+    # that no ack counted any more, the round trip was never measured again, and everything was sent for ever.
+    network = MemoryNetwork(delay=0.001)
+    async with open_world(network=network) as world:
+        client = world.clients["client-0"]
+        for _ in range(20):
+            await client.request(Message.command(b"x"))
+        network.delay = 1.0
+        await trio.sleep(20)
+        lost = client.metrics().packets_lost
+        await client.send(Message.event(bytes(500)))
+        await trio.sleep(4)
+        assert client.metrics().unacked_bytes == 0
+        assert client.metrics().packets_lost - lost < 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_path_that_is_slow_from_the_start_is_measured(seed: int) -> None:
+    @seeded(seed)
+    async def main() -> None:
+        async with open_world(network=MemoryNetwork(delay=1.0)) as world:
+            client = world.clients["client-0"]
+            await trio.sleep(10)
+            lost = client.metrics().packets_lost
+            await client.send(Message.event(bytes(500)))
+            await trio.sleep(10)
+            assert client.metrics().unacked_bytes == 0
+            assert client.metrics().packets_lost - lost < 3
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
