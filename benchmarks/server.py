@@ -1,4 +1,7 @@
-"""The server process of the benchmarks: answers requests with nothing, takes events; runs until its standard input closes."""
+"""The server process of the benchmarks: answers requests with nothing, takes events; runs until its standard input closes.
+
+With ``--ops`` its ops side listens as well.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,9 @@ async def main() -> None:
     router.add(MessageType.EVENT, take)
     server_tls, client_tls = throwaway_tls()
     async with trio.open_nursery() as nursery:
-        server: Server = await nursery.start(partial(serve, router, host="127.0.0.1", port=0, tls=server_tls))
-        print(json.dumps({"port": server.address[1], "ca": str(client_tls.ca_file)}), flush=True)
+        ops = "127.0.0.1:0" if "--ops" in sys.argv[1:] else None
+        server: Server = await nursery.start(partial(serve, router, host="127.0.0.1", port=0, tls=server_tls, ops=ops))
+        print(json.dumps({"port": server.address[1], "ca": str(client_tls.ca_file), "ops_url": server.ops_url}), flush=True)
         # The parent holds the other end: when it is gone, however it went, so is this process.
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         await server.aclose()

@@ -53,6 +53,7 @@ from .observe.events import (
 from .observe.histogram import HistogramSnapshot
 from .observe.history import SessionChange
 from .observe.hooks import Hooks
+from .observe.logs import configure_logging
 from .observe.metrics import MetricsSnapshot
 from .peer import Peer, PeerStatistics, Sent
 from .router import Handler, Request, Router
@@ -118,6 +119,7 @@ __all__ = [
     "StateChangeEvent",
     "TLSConfig",
     "WaitingTableFull",
+    "configure_logging",
     "open_client",
     "serve",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from functools import partial
@@ -21,7 +20,7 @@ from .net.endpoint import Endpoint
 from .net.pump import Pump
 from .observe.events import DisconnectReason
 from .observe.instruments import Instruments
-from .observe.logs import printable
+from .observe.logs import Logger, get_logger
 from .observe.metrics import count
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
 from .protocol.handshake import ALPN, REVISION, check_hello
@@ -37,7 +36,7 @@ from .wire import Goodbye, Hello, PeerLimits, Welcome
 
 __all__ = ["Admission"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @final
@@ -148,7 +147,7 @@ class Admission:
                 nursery.cancel_scope.cancel()
         except Exception as exc:
             # A defect in one connection must not take the others down; it is logged whole and counted.
-            log.exception("a connection ended by an unexpected error")
+            log.exception("connection ended by an unexpected error", **connection.context)
             self._report_defect(connection, exc)
         finally:
             self.half_open.pop(connection, None)
@@ -195,7 +194,7 @@ class Admission:
             )
         )
         connection.open(session._link, terms)
-        log.info("client %s: connected from %s port %d", printable(session.client_id), *session.remote_address)
+        log.info("client connected", **connection.context)
 
     def _make_session(self, client_id: str, connection: Connection) -> Session:
         """Make the session of a connection, and let it take over from an earlier one of the same client."""
@@ -220,7 +219,7 @@ class Admission:
         if older is not None:
             if older.connected:
                 older.note("replaced", "a newer connection uses the client id")
-                log.warning("client %s: a newer connection takes the session over", printable(client_id))
+                log.warning("a newer connection takes the session over", client_id=client_id, connection=connection.number)
             older.replace()
         self.connections[connection] = session
         session.note("connected", "{}:{}".format(*session.remote_address))
@@ -236,14 +235,13 @@ class Admission:
         session = self.connections[connection]
         if session is None:
             count(self._counters.connections_refused, reason_label(ended, is_client=False))
-            address = connection.engine.peer_address or ("an unknown address", 0)
-            log.info("connection from %s port %d ended before its hello: %s", address[0], address[1], reason)
+            log.info("connection ended before its hello", **connection.context, reason=reason)
             return
         report_end(self._instruments, session.client_id, ended, is_client=False)
         if self.registry.get(session.client_id) is session:
             # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
             session.note("disconnected", reason)
-        log.info("client %s: disconnected: %s", printable(session.client_id), reason)
+        log.info("client disconnected", **connection.context, reason=reason, by="client" if ended.by_peer else "server")
         self.registry.leave(session)
         if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:
             # Also when `serve` was cancelled: this side closed, nothing was lost.

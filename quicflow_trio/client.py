@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -27,7 +26,7 @@ from .net.udp import Network, UdpNetwork
 from .observe.events import Event, EventStream, StateChangeEvent
 from .observe.hooks import Hooks, open_hooks
 from .observe.instruments import Instruments
-from .observe.logs import printable
+from .observe.logs import Logger, get_logger, printable
 from .observe.metrics import MetricsSnapshot, count
 from .observe.state import Observable, set_value
 from .peer import Peer, PeerStatistics
@@ -45,7 +44,7 @@ from .wire import Goodbye, Hello, Welcome
 
 __all__ = ["Client", "open_client"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
 HISTORY = 100
 
@@ -61,6 +60,7 @@ class Client(Peer):
 
     def __init__(self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network) -> None:
         self.client_id: str = client_id
+        self._log = log.bind(client_id=client_id)
         self.state: Observable[ClientState] = Observable(ClientState.IDLE)
         self._host = host
         self._port = port
@@ -168,7 +168,8 @@ class Client(Peer):
         old = self.state.value
         if state is old:
             return
-        log.info("client %s: %s -> %s%s", self.client_id, old.value, state.value, reason and f" ({reason})")
+        why = {"reason": reason} if reason else {}
+        self._log.info("state changed", old=old, new=state, **why)
         self._history.append(StateChange(trio.current_time(), state, reason))
         if reason:
             self._link.trouble = f" (the last attempt: {reason})"
@@ -185,7 +186,7 @@ class Client(Peer):
         self._closed.set()
 
     def _refuse(self, error: ErrorFactory) -> None:
-        log.error("client %s is refused for good: %s", self.client_id, error())
+        self._log.error("refused for good", reason=error())
 
         def seen() -> QuicFlowError:
             self._refusal_seen = True
@@ -209,7 +210,7 @@ class Client(Peer):
                 self._set_state(ClientState.IDLE, str(exc))
             except Exception as exc:
                 # A defect of ours must not surface in the caller's nursery; it is logged whole and the client goes on.
-                log.exception("client %s: the connection ended by an unexpected error", self.client_id)
+                log.exception("connection ended by an unexpected error", client_id=self.client_id)
                 self._instruments.counters.internal_errors += 1
                 self._instruments.report_error(self.client_id, "internal", f"{type(exc).__name__}: {exc}")
                 self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
@@ -218,7 +219,7 @@ class Client(Peer):
                 # Added, not the larger of the two: the jitter keeps the clients of a drained server from coming back in one instant.
                 delay = self._backoff.next_delay(trio.current_time() - started) + self._retry_after
                 self._retry_after = 0.0
-                log.info("client %s: next attempt in %.2f s", self.client_id, delay)
+                self._log.info("waiting for the next attempt", delay=round(delay, 3))
                 await trio.sleep(delay)
 
     async def _attempt(self) -> None:
@@ -306,7 +307,7 @@ class Client(Peer):
         if isinstance(frame, Goodbye):
             # At most what an unreachable server would cost: no peer may send a client away for ever.
             self._retry_after = min(frame.retry_after_ms / 1000, self._config.backoff_max)
-            log.info("client %s: the server says goodbye: %s", self.client_id, printable(frame.reason))
+            self._log.info("server says goodbye", reason=frame.reason, retry_after=self._retry_after)
             return
         assert isinstance(frame, Welcome), "the state table lets nothing else through"
         connection.open(self._link, check_welcome(frame, self._config.heartbeat_interval))
@@ -393,7 +394,7 @@ async def open_client(
     if not tls.is_client:
         raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
     if tls.insecure:
-        log.warning("client %s does not verify the server's certificate (insecure)", client_id)
+        log.warning("client does not verify the server's certificate (insecure)", client_id=client_id)
     network = (UdpNetwork() if network is None else network).for_client(client_id)
     client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network)
     async with open_hooks(hooks, client._events, client._instruments.hook_failed):

@@ -5,7 +5,7 @@ Everything here is synchronous: it is called by the pump between two awaits, or 
 
 from __future__ import annotations
 
-import logging
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -21,6 +21,7 @@ from .net.endpoint import Endpoint
 from .net.pump import Pump
 from .observe.events import HeartbeatTimeoutEvent
 from .observe.instruments import Instruments
+from .observe.logs import Logger, get_logger
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -42,7 +43,9 @@ from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, PingFrame, PongFra
 
 __all__ = ["Connection", "ConnectionOwner"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
+
+_numbers = itertools.count(1)
 
 CONTROL_STREAM = 0
 CONTROL_FRAME_LIMIT = 64 * 1024
@@ -77,6 +80,7 @@ class Connection:
         instruments: where it counts and reports.
 
     Attributes:
+        number: tells its log lines from those of other connections.
         pump: drives it.
         state: where it stands.
         link: the session it carries, None before it is open.
@@ -104,6 +108,7 @@ class Connection:
         instruments: Instruments,
     ) -> None:
         now = trio.current_time()
+        self.number: int = next(_numbers)
         self.engine: Engine = engine
         self.pump: Pump = Pump(engine, endpoint, self)
         self.state: ConnectionState = ConnectionState.HANDSHAKE
@@ -207,6 +212,12 @@ class Connection:
             self.engine.close(int(code), reason)
             self.pump.kick()
 
+    @property
+    def context(self) -> dict[str, object]:
+        """What a log line about it says beside its event: its number, the client once that is known, and where the peer is."""
+        client = {} if self.link is None else {"client_id": self.link.client_id}
+        return {"connection": self.number, **client, "remote": self.engine.peer_address}
+
     def abandon(self) -> None:
         """Take nothing in any more, and write nothing: the session has let go of it, and its lanes are ready for another connection.
 
@@ -231,7 +242,7 @@ class Connection:
     def fail(self, error: ProtocolError) -> None:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR
-        log.warning("closing the connection with %s: %s", self.engine.peer_address, error)
+        log.warning("peer broke the protocol", **self.context, error=error)
         self._instruments.counters.decoding_errors += 1
         self._report_error("protocol", str(error))
         self.close(code, str(error))
@@ -295,7 +306,7 @@ class Connection:
             self.close(CloseCode.HELLO_TIMEOUT, "hello timeout")
         else:
             silence = now - self.last_heard
-            log.warning("nothing heard from %s for %g s", self.engine.peer_address, silence)
+            log.warning("nothing heard from the peer", **self.context, silence=round(silence, 3))
             self._instruments.counters.heartbeat_timeouts += 1
             events = self._instruments.events
             if events.active:

@@ -7,7 +7,6 @@ cancel scope over many messages and renews it only when it was cancelled: a scop
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -21,13 +20,14 @@ from .link import Link
 from .message import AckStatus, Delivery, Message, MessageType, type_name
 from .observe.events import MessageReceivedEvent
 from .observe.instruments import Instruments
+from .observe.logs import Logger, get_logger
 from .peer import Peer
 from .protocol.lane_receiver import Incoming, LaneReceiver
 from .router import Request, Router
 
 __all__ = ["Dispatcher", "run_handlers"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
 DECODE_BATCH = 64
 """Frames decoded at once when a lane's queue has run empty."""
@@ -370,7 +370,8 @@ class Dispatcher:
     def _fail(self, worker: Worker, exc: Exception) -> None:
         incoming = worker.incoming
         assert incoming is not None, "a handler fails once"
-        log.error("handler for %s from %r failed", _TYPES[incoming.frame.type].name, self._sender, exc_info=exc)
+        frame = incoming.frame
+        log.error("handler failed", client_id=self._client_id, type=_TYPES[frame.type], message_id=frame.id, exc_info=exc)
         reason = _reason(exc)
         self._instruments.report_error(self._client_id, "handler_failed", reason)
         self._finish(worker, AckStatus.FAILURE, b"", reason)
@@ -384,7 +385,14 @@ class Dispatcher:
             self._finish(worker, AckStatus.FAILURE, b"", "cancelled")
         else:
             self.timeouts += 1
-            log.error("handler for a message from %r ran past %s s and was cancelled", self._sender, self._handler_timeout)
+            frame = incoming.frame
+            log.error(
+                "handler ran past its deadline and was cancelled",
+                client_id=self._client_id,
+                type=_TYPES[frame.type],
+                message_id=frame.id,
+                handler_timeout=self._handler_timeout,
+            )
             reason = f"the handler ran past its deadline of {self._handler_timeout:g} s"
             self._counters.handlers_timed_out += 1
             self._instruments.report_error(self._client_id, "handler_timeout", reason)

@@ -70,12 +70,14 @@ def measure(
 ) -> MetricsSnapshot:
     """Return all figures of one server or client.
 
-    ``links`` are its sessions, ``connections`` those that have not ended, ``network`` what its sockets have counted.
+    ``links`` are its sessions, ``connections`` those that it knows, ``network`` what its sockets have counted.
     """
     now = trio.current_time()
     counters = instruments.counters
     latency = counters.latency.snapshot()
     completed = latency.count
+    # Those that have ended stand in the counters already.
+    connections = [connection for connection in connections if not connection.closed.is_set()]
     inbox_drops = counters.inbox_drops + sum(connection.pump.dropped for connection in connections)
     return MetricsSnapshot(
         **{name: getattr(counters, name) for name in _AS_COUNTED},
@@ -102,8 +104,7 @@ def measure(
         half_open=half_open,
         sessions_away=away,
         requests_refused=table.refused,
-        # An ack can come in the moment in which its caller gives up; then both have happened.
-        requests_cancelled=max(table.created - completed - counters.request_timeouts - table.active, 0),
+        requests_cancelled=table.abandoned,
         packets_lost=counters.packets_lost + sum(connection.engine.packets_lost for connection in connections),
         datagrams_sent=network.sent,
         datagrams_received=network.received,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from .observe.events import Event, EventStream, StateChangeEvent
 from .observe.history import SessionChange
 from .observe.hooks import Hooks, open_hooks
 from .observe.instruments import Instruments
+from .observe.logs import Logger, get_logger
 from .observe.metrics import MetricsSnapshot
 from .protocol.state import CloseCode
 from .quic.tls import TLSContext
@@ -32,7 +32,7 @@ from .sessions import Session
 
 __all__ = ["Server", "ServerStatistics", "serve"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +215,7 @@ class Server:
         admission = self._admission
         admission.draining = True
         self._set_state("draining", f"for at most {grace:g} s")
+        log.info("draining", grace=grace, sessions=len(self.sessions))
         for connection in [*admission.half_open]:
             connection.close(CloseCode.SHUTDOWN, "the server is draining")
         with trio.move_on_after(grace):
@@ -259,7 +260,7 @@ class Server:
                     self._nursery.start_soon(admission.deadlines.run)
                     _warn_if_exposed(self.address[0])
                     self._set_state("listening")
-                    log.info("listening on %s port %d", *self.address)
+                    log.info("listening", address=self.address)
                     task_status.started(self)
                     await self._stop.wait()
                     self._end_sessions()
@@ -290,9 +291,9 @@ def _warn_if_exposed(host: str) -> None:
         return  # A simulated host.
     if not loopback:
         log.warning(
-            "listening on %s, beyond this machine: clients are not authenticated yet, so anyone who reaches the port can connect "
+            "listening beyond this machine: clients are not authenticated yet, so anyone who reaches the port can connect "
             "and take over the session of a client whose id they know",
-            host,
+            host=host,
         )
 
 

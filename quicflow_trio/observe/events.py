@@ -6,12 +6,15 @@ Nothing is made while nobody listens: who reports a message first asks `EventHub
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self, final
 
 import trio
+
+from .logs import Logger, get_logger
 
 __all__ = [
     "AckTimeoutEvent",
@@ -30,6 +33,9 @@ __all__ = [
     "ReconnectEvent",
     "StateChangeEvent",
 ]
+
+
+log: Logger = get_logger(__name__)
 
 
 class DisconnectReason(enum.Enum):
@@ -337,20 +343,23 @@ class EventHub:
 
     Attributes:
         active: true while anybody listens.
-        messages: true while anybody listens to single messages.
+        messages: true while anybody listens to single messages, or the log does: at level debug, looked up when the hub is made and
+            when somebody comes or goes, so that a message costs nothing.
         dropped: events dropped, over all subscribers.
         epoch: Unix time minus Trio's clock, for who makes events.
     """
 
-    __slots__ = ("_closed", "_streams", "active", "dropped", "epoch", "messages")
+    __slots__ = ("_closed", "_logged", "_streams", "active", "dropped", "epoch", "messages")
 
     def __init__(self, epoch: float) -> None:
         self._streams: list[EventStream] = []
         self._closed = False
+        self._logged = False
         self.active: bool = False
         self.messages: bool = False
         self.dropped: int = 0
         self.epoch: float = epoch
+        self._recount()
 
     def __len__(self) -> int:
         """Return how many subscribers there are."""
@@ -363,6 +372,8 @@ class EventHub:
     def emit(self, event: Event) -> None:
         """Give an event to who wants it."""
         kind = event.__class__
+        if self._logged and isinstance(event, MessageSentEvent | MessageReceivedEvent):
+            _log_message(event)
         for stream in self._streams:
             if kind in stream.kinds and not stream._offer(event):
                 self.dropped += 1
@@ -408,4 +419,10 @@ class EventHub:
 
     def _recount(self) -> None:
         self.active = bool(self._streams) and not self._closed
-        self.messages = self.active and any(stream.kinds & _MESSAGES for stream in self._streams)
+        self._logged = log.is_enabled_for(logging.DEBUG) and not self._closed
+        self.messages = self._logged or (self.active and any(stream.kinds & _MESSAGES for stream in self._streams))
+
+
+def _log_message(event: MessageSentEvent | MessageReceivedEvent) -> None:
+    what = {declared.name: getattr(event, declared.name) for declared in fields(event) if declared.name != "at"}
+    log.debug("message sent" if isinstance(event, MessageSentEvent) else "message received", **what)

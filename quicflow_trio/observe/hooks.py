@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar, final
@@ -12,10 +11,11 @@ import trio
 from ..background import open_background
 from ..errors import ConfigurationError
 from .events import EVENTS, Event, EventHub, EventStream
+from .logs import Logger, get_logger
 
 __all__ = ["Hooks", "open_hooks"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
 E = TypeVar("E", bound=Event)
 
@@ -106,4 +106,4 @@ async def _run(stream: EventStream, hook: Callable[[Any], Awaitable[None]], fail
             await hook(event)
         except Exception:
             failed()
-            log.exception("hook %s failed on %s", getattr(hook, "__qualname__", hook), event.kind)
+            log.exception("hook failed", hook=getattr(hook, "__qualname__", hook), kind=event.kind, client_id=event.client_id)

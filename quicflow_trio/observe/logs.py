@@ -79,7 +79,7 @@ def _plain(value: object) -> str | int | float | None:
             return value if math.isfinite(value) else str(value)
         case bytes():
             return printable(value[:FIELD].hex(), FIELD)
-        case (str() as host, int() as port):
+        case (str() as host, int() as port) | (str() as host, int() as port, int(), int()):
             return f"[{printable(host)}]:{port}" if ":" in host else f"{printable(host)}:{port}"
     try:
         return printable(str(value), FIELD)

@@ -49,8 +49,8 @@ class ThroughputMeter:
             if second >= first:
                 break
             base = end
-        elapsed = now - max(first, self._started)
-        return (total - base) / elapsed if elapsed > 0 else 0.0
+        # At least a second: a burst right after the start is no rate of fifty thousand.
+        return (total - base) / max(now - max(first, self._started), 1.0)
 
 
 class Counters:

@@ -152,7 +152,7 @@ class OutgoingRequest(Outgoing):
         if self.timed:
             self.timed = False
             self._deadlines.ended_early()
-        self._share.leave()
+        self._share.leave(abandoned=self.ack is None and not self.expired)
         self.wake = None
         if self.ack is None and self.ack_error is None:
             self.lane.withdraw(self)

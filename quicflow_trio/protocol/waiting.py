@@ -22,9 +22,10 @@ class WaitingTable:
         active: waiters now.
         created: waiters since the start.
         refused: requests refused because the table or the share was full.
+        abandoned: waiters that left with neither an ack nor a time-out.
     """
 
-    __slots__ = ("active", "created", "limit", "refused", "share")
+    __slots__ = ("abandoned", "active", "created", "limit", "refused", "share")
 
     def __init__(self, limit: int, share: int) -> None:
         self.limit: int = limit
@@ -32,6 +33,7 @@ class WaitingTable:
         self.active: int = 0
         self.created: int = 0
         self.refused: int = 0
+        self.abandoned: int = 0
 
 
 class WaitingShare:
@@ -66,9 +68,11 @@ class WaitingShare:
         table.created += 1
         self.active += 1
 
-    def leave(self) -> None:
-        """Count one waiter less."""
-        self._table.active -= 1
+    def leave(self, *, abandoned: bool = False) -> None:
+        """Count one waiter less; ``abandoned`` when it got neither an ack nor its time-out."""
+        table = self._table
+        table.active -= 1
+        table.abandoned += abandoned
         self.active -= 1
 
 

@@ -87,18 +87,8 @@ async def open_world(
     network = MemoryNetwork(seed=seed) if network is None else network
     server_tls, client_tls = throwaway_tls()
     async with open_background() as background:
-        started: Server = await background.start(
-            partial(
-                serve,
-                echo_router() if router is None else router,
-                host="server",
-                port=PORT,
-                tls=server_tls,
-                config=server_config,
-                hooks=hooks,
-                network=network,
-            )
-        )
+        run = partial(serve, router or echo_router(), host="server", port=PORT, tls=server_tls, hooks=hooks, network=network)
+        started: Server = await background.start(partial(run, config=server_config))
         world = World(started, {}, network)
         async with AsyncExitStack() as stack:
             open_one = partial(

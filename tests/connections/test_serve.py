@@ -21,6 +21,7 @@ from quicflow_trio import (
     MessageType,
     Request,
     Router,
+    Server,
     ServerConfig,
     TLSConfig,
     open_client,

@@ -40,13 +40,12 @@ async def test_a_life_from_idle_to_idle(autojump_clock: MockClock, caplog: pytes
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert seen == [(CONNECTED, CONNECTING), (IDLE, CONNECTED)]
-    logged = [record.getMessage() for record in caplog.records if " -> " in record.getMessage()]
-    assert [line.split(": ", 1)[1].split(" (")[0] for line in logged] == [
-        "idle -> connecting",
-        "connecting -> connected",
-        "connected -> idle",
+    logged = [fields for record in caplog.records if (fields := record.__dict__["quicflow"])["event"] == "state changed"]
+    assert [(fields["client_id"], fields["old"], fields["new"]) for fields in logged] == [
+        ("worker", "idle", "connecting"),
+        ("worker", "connecting", "connected"),
+        ("worker", "connected", "idle"),
     ]
-    assert all(line.startswith("client worker: ") for line in logged)
 
 
 async def test_the_history_has_times_and_reasons_and_an_end(autojump_clock: MockClock) -> None:

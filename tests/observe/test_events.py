@@ -195,8 +195,7 @@ async def test_messages(autojump_clock: MockClock) -> None:
             await client.lane("side").send(told)
             await server.sessions["client-0"].send(Message.command(b"back"))
             await trio.sleep(0.5)
-        for record, kind in ((here, MessageSentEvent), (there, MessageReceivedEvent)):
-            first, second = record.of(kind)
+        for first, second in (here.of(MessageSentEvent), there.of(MessageReceivedEvent)):
             assert (first.message_id, first.type, first.size, first.lane, first.wants_ack) == (asked.id, "query", 8, "", True)
             assert (second.message_id, second.type, second.size, second.lane) == (told.id, "event", 3, "side")
             assert not second.wants_ack

@@ -128,7 +128,7 @@ async def test_when_the_server_is_cancelled_they_are_too(autojump_clock: MockClo
 def test_wrong_arguments() -> None:
     hooks = Hooks()
     with pytest.raises(ConfigurationError, match="expected a class of events"):
-        hooks.add("connect", print)  # type: ignore[type-var, arg-type]
+        hooks.add("connect", print)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="expected an async function"):
         hooks.add(ConnectEvent, None)  # type: ignore[arg-type]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import structlog
+from trio.testing import MockClock
 
-from quicflow_trio import ConfigurationError, MessageType
+from quicflow_trio import ConfigurationError, Message, MessageType, Request, Router
 from quicflow_trio.observe import logs
 from quicflow_trio.observe.logs import (
     FIELD,
@@ -28,6 +29,7 @@ from quicflow_trio.observe.logs import (
     get_logger,
     printable,
 )
+from quicflow_trio.testing import open_world
 
 NAME = "quicflow_trio.made_up"
 FORGED = "worker-1\n2026-01-01T00:00:00.000Z [info] quicflow_trio.server: client connected client_id=admin"
@@ -179,6 +181,7 @@ def test_structlog_s_configuration_is_the_program_s(caplog: pytest.LogCaptureFix
         (b"\x00\xff", "00ff"),
         (("::1", 5000), "[::1]:5000"),
         (("127.0.0.1", 5000), "127.0.0.1:5000"),
+        (("fe80::1", 5000, 0, 2), "[fe80::1]:5000"),
         (MessageType.QUERY, "query"),
         (ValueError("bad\x1b[2J"), r"bad\x1b[2J"),
         ([1, "a\nb"], "\"[1, 'a\\nb']\""),
@@ -481,3 +484,50 @@ def test_a_program_without_logging_gets_warnings_as_lines() -> None:
     program = f"from quicflow_trio.observe.logs import get_logger; get_logger('x').warning('look here', client_id={FORGED!r})"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", f'look here client_id="{printable(FORGED, FIELD)}"\n')
+
+
+# -- what the library says --------------------------------------------------------------------------------------------
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, object]]:
+    return [fields for record in caplog.records if (fields := record.__dict__.get("quicflow", {})).get("event") == event]
+
+
+async def test_the_lines_of_a_connection_are_told_apart(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "quicflow_trio.admission")
+    async with open_world(clients=2):
+        pass
+    connected, disconnected = lines(caplog, "client connected"), lines(caplog, "client disconnected")
+    assert sorted(str(line["client_id"]) for line in connected) == ["client-0", "client-1"]
+    assert all(line["remote"] == f"{line['client_id']}:49152" for line in connected)
+    whose = {line["connection"]: line["client_id"] for line in connected}
+    assert len(whose) == 2
+    assert {line["connection"]: line["client_id"] for line in disconnected} == whose
+    assert {(line["by"], line["reason"]) for line in disconnected} == {("client", "client disconnect")}
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+async def test_single_messages_are_logged_at_debug_only(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, level: int
+) -> None:
+    caplog.set_level(level, "quicflow_trio")
+    router = Router()
+
+    @router.on(MessageType.QUERY)
+    async def answer(request: Request) -> bytes:
+        return b"yes"
+
+    async with open_world(clients=1, router=router) as world:
+        await world.clients["client-0"].lane("one").request(Message.query(b"1234567"))
+    # Once each: what is sent by the client is received by the server.
+    for event in ("message sent", "message received"):
+        found = lines(caplog, event)
+        assert len(found) == (level == logging.DEBUG)
+        for line in found:
+            del line["message_id"]
+            assert line == {
+                "event": event,
+                "client_id": "client-0",
+                "type": "query",
+                "size": 7,
+                "lane": "one",
+                "wants_ack": True,
+            }

@@ -366,6 +366,23 @@ async def test_lost_packets_are_counted_over_connections(autojump_clock: MockClo
         assert world.server.metrics().packets_lost > 10
 
 
+async def test_lost_packets_are_not_counted_twice_while_a_session_is_kept(autojump_clock: MockClock) -> None:
+    # An ended connection is known to the server until its session is forgotten; its packets stand in the totals by then.
+    async with open_machine(MemoryNetwork(delay=SLOW, loss=0.2, seed=3)) as machine, client_of(machine.network) as client:
+        for _ in range(50):
+            await client.request(Message.command(bytes(3000)))
+        before = machine.server.metrics().packets_lost
+        assert before > 10
+        machine.network.partition("worker")
+        await until(lambda: machine.server.metrics().sessions_away == 1)
+        kept = machine.server.metrics().packets_lost
+        assert before <= kept < before + 40
+        await trio.sleep(200)
+        assert machine.server.metrics().sessions_away == 0
+        assert machine.server.metrics().packets_lost == kept
+        machine.network.heal()
+
+
 async def test_what_is_held_and_where(autojump_clock: MockClock) -> None:
     gate = Gate()
     limits = Limits(lane_window=64 * 1024, outbox_bytes=100_000)

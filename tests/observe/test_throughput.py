@@ -76,4 +76,4 @@ def test_it_counts_what_was_marked_since_the_tenth_full_second(steps: list[tuple
     first = int(now) - WINDOW
     expected = sum(number for at, number in marks if at >= first)
     elapsed = now - max(first, START)
-    assert meter.rate(now, total) == pytest.approx(expected / elapsed if elapsed else 0.0)
+    assert meter.rate(now, total) == pytest.approx(expected / max(elapsed, 1.0))

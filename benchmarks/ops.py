@@ -1,0 +1,218 @@
+"""What watching costs: the same traffic of many clients with the ops side on, polled as a page and a scraper do, and with it off.
+
+Both servers run at the same time and take turns, so that a slow minute of the machine hits both. Run ``python -m benchmarks.ops``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import timeit
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx
+import trio
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.measure import PAYLOAD, percentile
+from quicflow_trio import Client, Message, TLSConfig, open_client
+from quicflow_trio.observe.instruments import Instruments
+
+POLLED = ("/metrics", "/clients?limit=100", "/metrics.json", "/samples?seconds=300")
+
+
+@dataclass
+class Side:
+    """One of the two servers.
+
+    Attributes:
+        name: for the table.
+        pid: its process.
+        port: UDP port.
+        tls: for its clients.
+        ops_url: its ops side, None without one.
+        clients: connected to it.
+        rates: acked requests per second, one per round.
+        cpu: CPU time of the server per request, us, one per round.
+    """
+
+    name: str
+    pid: int
+    port: int
+    tls: TLSConfig
+    ops_url: str | None
+    clients: list[Client] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+
+@contextmanager
+def server_side(name: str, *arguments: str) -> Iterator[Side]:
+    """Run a server in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.server", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("the server process did not start; its error stands above")
+        hello = json.loads(line)
+        try:
+            yield Side(name, process.pid, hello["port"], TLSConfig.client(hello["ca"]), hello["ops_url"])
+        finally:
+            process.stdin.close()
+
+
+@asynccontextmanager
+async def connected(side: Side, count: int, progress: Progress) -> AsyncIterator[None]:
+    """Open the clients of a side."""
+    task = progress.add_task(f"connecting, {side.name}", total=count)
+    async with AsyncExitStack() as stack:
+        for number in range(count):
+            one = open_client("127.0.0.1", side.port, client_id=f"client-{number}", tls=side.tls)
+            side.clients.append(await stack.enter_async_context(one))
+            await side.clients[-1].wait_connected()
+            progress.advance(task)
+        yield
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, from the operating system."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def traffic(side: Side, requests: int) -> None:
+    """Let every client make its share of the requests, one after the other, all clients at once."""
+    share = requests // len(side.clients)
+
+    async def work(client: Client) -> None:
+        for _ in range(share):
+            await client.request(Message.command(PAYLOAD))
+
+    cpu, start = cpu_seconds(side.pid), time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for client in side.clients:
+            nursery.start_soon(work, client)
+    done = share * len(side.clients)
+    side.rates.append(done / (time.perf_counter() - start))
+    side.cpu.append((cpu_seconds(side.pid) - cpu) / done * 1e6)
+
+
+async def poll(url: str, answers: dict[str, list[float]]) -> None:
+    """Ask as an open page and a scraper do, once a second, and follow the events; note how long each answer takes, ms."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http, trio.open_nursery() as nursery:
+
+        async def follow() -> None:
+            async with http.stream("GET", "/events") as response:
+                async for _ in response.aiter_bytes():
+                    pass
+
+        nursery.start_soon(follow)
+        while True:
+            for path in POLLED:
+                start = time.perf_counter()
+                response = await http.get(path)
+                response.raise_for_status()
+                answers.setdefault(path, []).append((time.perf_counter() - start) * 1e3)
+            await trio.sleep(1)
+
+
+def counting_nanoseconds() -> float:
+    """Return what counting adds to an acked request, both sides together: a histogram entry, increments, two looks for listeners."""
+
+    async def measure() -> float:
+        instruments = Instruments()
+        counters, events = instruments.counters, instruments.events
+        timer = timeit.Timer(
+            "latency.observe(now - started); counters.messages_received += 1\n"
+            "if events.messages: pass\n"
+            "counters.messages_sent += 1; counters.bytes_sent += 200; counters.bytes_received += 200",
+            globals={"latency": counters.latency, "counters": counters, "events": events, "now": 1.0007, "started": 1.0},
+        )
+        empty = timeit.Timer("pass")
+        return (min(timer.repeat(5, 200_000)) - min(empty.repeat(5, 200_000))) / 200_000 * 1e9
+
+    return trio.run(measure)
+
+
+async def measure(sides: list[Side], options: argparse.Namespace, progress: Progress) -> dict[str, list[float]]:
+    """Run the rounds, the sides in turn; return the milliseconds of the ops side's answers, by path."""
+    answers: dict[str, list[float]] = {}
+    async with AsyncExitStack() as stack:
+        for side in sides:
+            await stack.enter_async_context(connected(side, options.clients, progress))
+        task = progress.add_task("measuring", total=options.rounds * len(sides))
+        for number in range(options.rounds + 1):
+            for side in sides if number % 2 else reversed(sides):
+                async with trio.open_nursery() as nursery:
+                    if side.ops_url is not None:
+                        nursery.start_soon(partial(poll, side.ops_url, answers))
+                    await traffic(side, options.requests)
+                    nursery.cancel_scope.cancel()
+                progress.advance(task, 1 if number else 0)
+        for side in sides:
+            # The first round only warms up.
+            del side.rates[0], side.cpu[0]
+    return answers
+
+
+def show(sides: list[Side], answers: dict[str, list[float]], options: argparse.Namespace, console: Console) -> None:
+    """Print medians, and the ratio of each pair."""
+    on, off = sides
+    table = Table(title=f"{options.clients:,} clients with traffic, 200-byte payload, {options.rounds} rounds in turn")
+    for heading in ("measured", on.name, off.name, "ratio of pairs: median", "min", "max"):
+        table.add_column(heading, justify="left" if heading == "measured" else "right")
+    for name, with_ops, without, digits in (
+        ("acked requests per second", on.rates, off.rates, ",.0f"),
+        ("server CPU per request, us", on.cpu, off.cpu, ".1f"),
+    ):
+        ratios = [a / b for a, b in zip(with_ops, without, strict=True)]
+        medians = (format(statistics.median(values), digits) for values in (with_ops, without))
+        table.add_row(name, *medians, *(f"{value:.3f}" for value in (statistics.median(ratios), min(ratios), max(ratios))))
+    console.print(table)
+    table = Table(title="answers of the ops side under that traffic, ms")
+    for heading in ("path", "asked", "median", "P95", "max"):
+        table.add_column(heading, justify="left" if heading == "path" else "right")
+    for path, times in answers.items():
+        table.add_row(
+            path, str(len(times)), *(f"{v:.1f}" for v in (statistics.median(times), percentile(times, 0.95), max(times)))
+        )
+    console.print(table)
+    nanoseconds = counting_nanoseconds()
+    console.print(f"counting: {nanoseconds:.0f} ns per acked request, both sides together")
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
+    parser.add_argument("--clients", type=int, default=1000, help="clients of each server (default 1000)")
+    parser.add_argument("--requests", type=int, default=100_000, help="requests per round, all clients together (default 100000)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each server, in turn (default 7)")
+    options = parser.parse_args()
+    # A socket for each client, twice.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, options.clients * 2 + 200)), hard))
+    with (
+        server_side("ops on", "--ops") as on,
+        server_side("ops off") as off,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        answers = trio.run(partial(measure, [on, off], options, progress))
+    show([on, off], answers, options, Console())
+
+
+if __name__ == "__main__":
+    main()
