@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 import trio
 from rich.console import Console
 from rich.progress import Progress
@@ -113,7 +113,7 @@ async def traffic(side: Side, requests: int) -> None:
 
 async def poll(url: str, answers: dict[str, list[float]]) -> None:
     """Ask as an open page and a scraper do, once a second, and follow the events; note how long each answer takes, ms."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http, trio.open_nursery() as nursery:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http, trio.open_nursery() as nursery:
 
         async def follow() -> None:
             async with http.stream("GET", "/events") as response:

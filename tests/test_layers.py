@@ -54,7 +54,7 @@ HOMES: dict[str, set[str]] = {
     "OpenSSL": {"quic"},
     "asyncio": set(),
     "anyio": set(),
-    "httpx": {"cli"},
+    "httpx2": {"cli"},
     "hypercorn": {"ops"},
     "prometheus_client": {"observe"},
     "starlette": {"ops"},

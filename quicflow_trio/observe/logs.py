@@ -261,7 +261,7 @@ LEVELS = {
 FORMATS = ("console", "json")
 
 # They tell of each packet or frame at debug level: with them nobody finds what the program says.
-CHATTY = ("h2", "hpack", "httpcore", "httpx", "quic", "wsproto")
+CHATTY = ("h2", "hpack", "httpcore2", "httpx2", "quic", "wsproto")
 
 # Keys of every line; a field of that name would hide them.
 RESERVED = frozenset({"timestamp", "level", "logger", "logger_name", "event", "exception", "exc_info", "stack", "stack_info"})

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import httpx
+import httpx2
 import trio
 
 from quicflow_trio import Ack, AckStatus, ClientNotConnected, Message, PayloadTooLarge, PeerStatistics, QuicFlowError
@@ -197,7 +197,7 @@ class OpsSide:
 
     url: str
     server: FakeServer
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     scope: trio.CancelScope
     ended: trio.Event
 
@@ -231,7 +231,7 @@ async def open_ops(server: FakeServer | None = None, **settings: Any) -> AsyncIt
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(run)
-            async with httpx.AsyncClient(base_url=url, headers=BEARER) as http:
+            async with httpx2.AsyncClient(base_url=url, headers=BEARER) as http:
                 yield OpsSide(url, server, http, scope, ended)
             scope.cancel()
 

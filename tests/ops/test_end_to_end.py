@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import trio
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.realtime
 
 
 @asynccontextmanager
-async def open_server() -> AsyncIterator[tuple[Server, TLSConfig, httpx.AsyncClient]]:
+async def open_server() -> AsyncIterator[tuple[Server, TLSConfig, httpx2.AsyncClient]]:
     """Run a server with an ops side; it has to be over ten seconds after the block."""
     server_tls, client_tls = throwaway_tls()
     run = partial(serve, echo_router(), host="127.0.0.1", port=0, tls=server_tls, ops=OpsConfig("127.0.0.1:0", token=TOKEN))
@@ -32,7 +32,7 @@ async def open_server() -> AsyncIterator[tuple[Server, TLSConfig, httpx.AsyncCli
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(run)
             assert server.ops_url is not None
-            async with httpx.AsyncClient(base_url=server.ops_url, headers=BEARER) as http:
+            async with httpx2.AsyncClient(base_url=server.ops_url, headers=BEARER) as http:
                 yield server, client_tls, http
             await server.aclose()
 
@@ -41,7 +41,7 @@ def connect(server: Server, tls: TLSConfig, client_id: str) -> Any:
     return open_client(*server.address, client_id=client_id, tls=tls, router=echo_router())
 
 
-async def get(http: httpx.AsyncClient, path: str) -> Any:
+async def get(http: httpx2.AsyncClient, path: str) -> Any:
     answer = await http.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -105,7 +105,7 @@ async def test_a_drain_by_http_ends_the_server_and_the_ops_side_with_it() -> Non
             assert (await http.post("/drain", json={"grace": 5})).status_code == 202
             with trio.fail_after(10):
                 await server.aclose()
-        with pytest.raises(httpx.TransportError):
+        with pytest.raises(httpx2.TransportError):
             await http.get("/healthz")
 
 

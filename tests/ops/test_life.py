@@ -6,7 +6,7 @@ import errno
 import socket
 from typing import Any, cast
 
-import httpx
+import httpx2
 import pytest
 import trio
 
@@ -92,10 +92,10 @@ async def test_a_request_under_way_is_answered_and_one_that_lasts_is_not_waited_
         client.waits = trio.Event()
     statuses: dict[str, int] = {}
 
-    async def ask(http: httpx.AsyncClient, name: str) -> None:
+    async def ask(http: httpx2.AsyncClient, name: str) -> None:
         try:
             statuses[name] = (await http.post(f"/clients/{name}/request", json={"payload": "x"})).status_code
-        except httpx.TransportError:
+        except httpx2.TransportError:
             statuses[name] = 0
 
     async with open_ops(server, stop_grace=0.5) as ops, trio.open_nursery() as nursery:

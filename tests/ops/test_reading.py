@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import httpx
+import httpx2
 import pytest
 
 from quicflow_trio.observe.history import SessionChange
@@ -121,7 +121,7 @@ async def test_answers_are_for_operators_and_no_cache() -> None:
 
 async def test_without_a_token_this_machine_reads_and_nobody_commands() -> None:
     async with open_ops(FakeServer([FakeClient("a")]), token=None) as ops:
-        async with httpx.AsyncClient(base_url=ops.url) as http:
+        async with httpx2.AsyncClient(base_url=ops.url) as http:
             for path in READING:
                 assert (await http.get(path)).status_code == 200
             for path in COMMANDS:
@@ -134,7 +134,7 @@ async def test_without_a_token_this_machine_reads_and_nobody_commands() -> None:
 @pytest.mark.parametrize("shown", [{}, {"Authorization": "Bearer guess"}, {"Authorization": "Basic b3Blbi1zZXNhbWU="}])
 async def test_without_the_right_token_nobody_commands(shown: dict[str, str]) -> None:
     async with open_ops(FakeServer([FakeClient("a")])) as ops:
-        async with httpx.AsyncClient(base_url=ops.url, headers=shown) as http:
+        async with httpx2.AsyncClient(base_url=ops.url, headers=shown) as http:
             for path in COMMANDS:
                 answer = await http.post(path, json={"payload": "x"})
                 assert answer.status_code == 401
@@ -147,7 +147,7 @@ async def test_without_the_right_token_nobody_commands(shown: dict[str, str]) ->
 
 @pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"X-Forwarded-For": "192.0.2.1"}, {"Sec-Fetch-Site": "cross-site"}])
 async def test_what_does_not_come_from_this_machine_wants_the_token_to_read(header: dict[str, str]) -> None:
-    async with open_ops(FakeServer([FakeClient("a")])) as ops, httpx.AsyncClient(base_url=ops.url, headers=header) as http:
+    async with open_ops(FakeServer([FakeClient("a")])) as ops, httpx2.AsyncClient(base_url=ops.url, headers=header) as http:
         for path in (*READING, "/events"):
             assert (await http.get(path)).status_code == 401
         for path in ("/healthz", "/readyz", "/"):
