@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -24,6 +25,17 @@ COMMANDS = {
     "request": "Send one message, wait for its answer and print it; made for scripts.",
     "load": "Measure messages per second and latency with many clients.",
 }
+# Of these each speaks with a server's ops side over HTTP, not with the backbone.
+OPS_COMMANDS = {
+    "top": "Watch a running server: throughput, latency, clients, events.",
+    "clients": "List the clients of a running server.",
+    "client": "Show one client of a running server: its figures and its history.",
+    "events": "Print what happens on a running server, as it happens.",
+    "send": "Let a running server send one message to one of its clients.",
+    "broadcast": "Let a running server send one message to all its clients, or to some.",
+    "disconnect": "Close the connection of one client of a running server.",
+    "drain": "Stop a running server gracefully.",
+}
 CLIENTS = ("connect", "request", "load")
 
 HELP = """A messaging backbone over QUIC.
@@ -44,13 +56,17 @@ def _make_app() -> App:
         version=lambda: f"quicflow {version('quicflow_trio')}",
         backend="trio",
     )
-    for order, (name, summary) in enumerate(COMMANDS.items()):
-        app.command(f"{__package__}.{name}:app", name=name, help=summary, sort_key=order)
+    for group, commands in (("Commands", COMMANDS), ("Commands for a running server (serve --ops)", OPS_COMMANDS)):
+        for order, (name, summary) in enumerate(commands.items()):
+            app.command(f"{__package__}.{name}:app", name=name, help=summary, group=group, sort_key=order)
     return app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `quicflow` with these arguments, or the process's own, and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A client id in letters that this terminal lacks is escaped, and no error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(*_without_debug(sys.argv[1:] if argv is None else argv))
         # Here and not at exit, where Python would report a broken pipe by itself.
@@ -94,8 +110,11 @@ def _usage_hint(exc: CycloptsError, tokens: list[str]) -> str | None:
     if isinstance(exc, UnusedCliTokensError) and tokens[0] == "certs":
         return "hint: --out FOLDER says where to write"
     # Looked for among the tokens: what Cyclopts makes of it differs, a payload for one.
-    if tokens[0] in CLIENTS and any(token.partition("=")[0] == "--port" for token in tokens):
-        return "hint: the port is part of the address: HOST:PORT"
+    if any(token.partition("=")[0] == "--port" for token in tokens):
+        if tokens[0] in CLIENTS:
+            return "hint: the port is part of the address: HOST:PORT"
+        if tokens[0] in OPS_COMMANDS:
+            return "hint: --ops HOST:PORT says where the server's ops side is"
     return None
 
 

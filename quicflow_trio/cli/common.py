@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import enum
-import logging
 import math
 import re
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from ..errors import (
     PayloadTooLarge,
     SessionReplaced,
 )
+from ..observe import logs
 
 if TYPE_CHECKING:
     from cyclopts import Token
@@ -209,17 +208,16 @@ class ClientTLS:
 
 
 # -- logging -----------------------------------------------------------------------------------------------------------
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "off": 100}
+LEVELS = ("debug", "info", "warning", "error", "off")
 
 
 def configure_logging(level: str) -> None:
-    """Log as text to stderr from this level on (a key of ``LEVELS``, in any case)."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=LEVELS[level.lower()],
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
-    )
+    """Log to stderr from this level on (one of ``LEVELS``, in any case), as text or as JSON: the environment's LOG_FORMAT says which.
+
+    Raises:
+        ConfigurationError: LOG_FORMAT is neither ``console`` nor ``json``.
+    """
+    logs.configure_logging(level)
 
 
 # -- running -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ..errors import QuicFlowError
 from .common import CommandFailed, ExitCode, Flag, configure_logging, explain, is_broken_pipe, leaves, until_signalled
 from .demo_cast import open_cast
 from .demo_stage import NotAsSaid, Stage
-from .demo_steps import STEPS
+from .demo_steps import STEPS, show_metrics
 
 __all__ = ["app"]
 
@@ -53,6 +53,7 @@ async def _demo() -> int:
                     stage.open_step(title, explanation)
                     with trio.fail_after(STEP_SECONDS):
                         await play(cast, stage)
+                show_metrics(cast, stage)
         except Exception as exc:
             if is_broken_pipe(exc):
                 raise

@@ -13,8 +13,9 @@ from ..message import Message
 from .common import shown
 from .demo_cast import NAMES, Cast
 from .demo_stage import Stage
+from .metrics_sum import metrics_rows
 
-__all__ = ["STEPS", "Step"]
+__all__ = ["STEPS", "Step", "show_metrics"]
 
 KIB = 1024
 
@@ -213,6 +214,12 @@ def show_statistics(cast: Cast, stage: Stage) -> None:
         f"waiting; {socket.datagrams_in:,} datagrams in, {socket.datagrams_out:,} out"
     )
     stage.check(len(rows) == len(NAMES) and not server.requests_waiting, "nobody is missing, nothing is left waiting")
+
+
+def show_metrics(cast: Cast, stage: Stage) -> None:
+    """Show what the server has counted from its start to its end: `Server.metrics`."""
+    metrics = cast.server.metrics()
+    stage.table("What the server counted", ("Server.metrics()", "figures"), metrics_rows(metrics))
 
 
 STEPS = (

@@ -28,16 +28,20 @@ from .common import (
 )
 from .load_run import Load, Report, Run
 from .load_server import own_server
+from .metrics_sum import metrics_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from ..observe.metrics import MetricsSnapshot
 
 __all__ = ["app"]
 
 EPILOGUE = """Without a host it starts a server of its own, in a second process, with
 certificates made for the occasion. Latency of a request is from the call to the
 answer; with --one-way, from the call until a batch of half the depth, which
-the message is part of, is known to be received and kept by the server.
+the message is part of, is known to be received and kept by the server. At the
+end stand the metrics that the clients counted, all together: Client.metrics().
 
 Exit codes: 0 every message was answered, 1 some were not, 2 usage,
 3 no connection.
@@ -170,6 +174,18 @@ def _print(report: Report, target: str) -> None:
         markup=False,
     )
     console.print(_table(report), highlight=False)
+    console.print(_metrics_table(report.metrics), highlight=False)
+
+
+def _metrics_table(metrics: MetricsSnapshot) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What the clients counted", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for row in metrics_rows(metrics):
+        table.add_row(*row)
+    return table
 
 
 def _table(report: Report) -> Table:

@@ -24,7 +24,9 @@ from ..client import Client, open_client
 from ..config import TLSConfig
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
+from ..observe.metrics import MetricsSnapshot
 from .common import Address, wait_connected
+from .metrics_sum import add_metrics
 
 __all__ = ["Load", "Report", "Run", "percentile"]
 
@@ -70,6 +72,7 @@ class Report:
         latencies: of the messages answered, sorted, seconds.
         connects: how long each client took from its opening to its connection, sorted, seconds.
         errors: messages that were not answered, by the error's type.
+        metrics: what the clients counted, all together.
     """
 
     plan: Load
@@ -78,6 +81,7 @@ class Report:
     latencies: Sequence[float]
     connects: Sequence[float]
     errors: dict[str, int]
+    metrics: MetricsSnapshot
 
     @property
     def messages_per_second(self) -> float:
@@ -110,6 +114,7 @@ class Report:
             "latency_ms": {name.lower(): value for name, value in self.latency_ms.items()},
             "connect_ms": {name.lower(): value for name, value in self.connect_ms.items()},
             "errors": self.errors,
+            "metrics": self.metrics.as_json(),
         }
 
 
@@ -143,6 +148,8 @@ class Run:
         self._latencies = array("d")
         self._connects: list[float] = []
         self._errors: Counter[str] = Counter()
+        # Added up as clients end: ten thousand snapshots would be kept for one sum.
+        self._metrics: MetricsSnapshot = MetricsSnapshot()
         self._began = self._finished = 0.0
 
     @property
@@ -176,6 +183,7 @@ class Run:
             latencies=latencies,
             connects=sorted(self._connects),
             errors=dict(self._errors.most_common()),
+            metrics=self._metrics,
         )
 
     async def _client(self, client_id: str, connecting: trio.CapacityLimiter) -> None:
@@ -198,6 +206,7 @@ class Run:
                     nursery.start_soon(work, client)
             # The last client to get here leaves the time that counts; saying goodbye is not part of it.
             self._finished = perf_counter()
+            self._metrics = add_metrics(self._metrics, client.metrics())
 
     async def _ask(self, client: Client) -> None:
         """Send the next message, wait for its answer, and again; `Load.depth` of these run for each client."""

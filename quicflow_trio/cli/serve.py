@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Annotated
 import trio
 from cyclopts import App, Parameter, validators
 
-from ..config import TLSConfig
+from ..config import OpsConfig, TLSConfig
 from ..message import MessageType
-from ..observe.logs import printable
+from ..observe.logs import Logger, get_logger
 from ..router import Request, Router
 from ..server import Server
 from ..server import serve as run_server
@@ -23,16 +22,26 @@ from .stdin import read_all
 
 __all__ = ["app"]
 
-log: logging.Logger = logging.getLogger(__name__)
+log: Logger = get_logger(__name__)
 
-EPILOGUE = """The first Ctrl-C or SIGTERM drains: no new client, clients are told, handlers
+LONGEST_TEXT = 1000
+"""Bytes of an event that are logged at most."""
+
+EPILOGUE = """With --ops it answers `quicflow top`, `quicflow clients` and others, a browser
+and Prometheus over HTTP. Who may see it: everybody on this machine; from
+elsewhere, and for commands such as `quicflow send`, who has the token.
+
+LOG_FORMAT=json in the environment makes the log lines JSON.
+
+The first Ctrl-C or SIGTERM drains: no new client, clients are told, handlers
 may end within --grace. A second one stops at once.
 
-Exit codes: 0 stopped as asked, 1 the port cannot be bound,
-2 usage (a certificate is missing or does not fit).
+Exit codes: 0 stopped as asked (by `quicflow drain` too), 1 a port cannot be
+bound, 2 usage (a certificate is missing or does not fit).
 
 Examples:
   quicflow certs && quicflow serve
+  quicflow serve --ops 127.0.0.1:8475
   quicflow serve --host 0.0.0.0 --client-ca certs/ca.pem
   quicflow serve --port 0 --json --until-eof   (for scripts: read the port,
                                                 close the pipe to stop it)
@@ -55,9 +64,9 @@ def make_router() -> Router:
 
     @router.on(MessageType.EVENT)
     async def take(request: Request) -> None:
-        if log.isEnabledFor(logging.INFO):
-            text = request.message.payload.decode(errors="backslashreplace")
-            log.info("event from %s: %s", printable(request.message.sender), printable(text))
+        # Cut first: a megabyte that nobody reads need not be decoded.
+        text = request.message.payload[:LONGEST_TEXT].decode(errors="backslashreplace")
+        log.info("event", client_id=request.message.sender, text=text)
 
     return router
 
@@ -71,6 +80,8 @@ async def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
+    ops: str | None = None,
+    ops_token: Annotated[str | None, Parameter(env_var="QUICFLOW_OPS_TOKEN")] = None,
     until_eof: Flag = False,
     log_level: LogLevel = "info",
     json_output: JsonFlag = False,
@@ -84,27 +95,44 @@ async def serve(
         host: address to listen on. Beyond this machine anyone who reaches the port can connect, unless --client-ca is given.
         port: UDP port; 0 takes a free one.
         grace: how long a drain lets running handlers go on, seconds.
+        ops: HOST:PORT on which to answer those who operate the server, over HTTP; port 0 takes a free one.
+        ops_token: bearer token for them; without one commands are refused, and all who are not on this machine.
         until_eof: drain also when standard input ends, so that a server does not outlive the script that started it.
         log_level: debug, info, warning, error or off; logs go to standard error.
-        json_output: print one JSON object with host and port once the server listens.
+        json_output: print one JSON object with "host", "port" and "ops_url" once the server listens.
     """
     configure_logging(log_level)
     _check_files(cert, key, client_ca)
     tls = TLSConfig.server(cert, key, client_ca=client_ca)
+    ops_config = None if ops is None else OpsConfig(ops, token=ops_token)
+    run = partial(run_server, make_router(), host=host, port=port, tls=tls, ops=ops_config)
+    stopped = trio.Event()
+
+    async def run_to_end(task_status: trio.TaskStatus[Server]) -> None:
+        await run(task_status=task_status)
+        stopped.set()
+
     # Watched from before the announcement: a script may send its signal right after it.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            server: Server = await nursery.start(partial(run_server, make_router(), host=host, port=port, tls=tls))
-            address = Address(*server.address)
-            if json_output:
-                print(json.dumps({"host": address.host, "port": address.port}), flush=True)
-            else:
-                print(f"listening on {address}; Ctrl-C stops", flush=True)
-            await first_of(partial(anext, signals), *([read_all] if until_eof else []))
-            log.info("draining for at most %g s", grace)
-            await first_of(partial(server.drain, grace=grace), partial(anext, signals))
-            await server.aclose()
+            server: Server = await nursery.start(run_to_end)
+            _announce(server, json_output)
+            # It may be stopped over the ops side, too.
+            await first_of(partial(anext, signals), stopped.wait, *([read_all] if until_eof else []))
+            if not stopped.is_set():
+                await first_of(partial(server.drain, grace=grace), partial(anext, signals))
+                await server.aclose()
     return ExitCode.OK
+
+
+def _announce(server: Server, json_output: bool) -> None:
+    address = Address(*server.address)
+    if json_output:
+        print(json.dumps({"host": address.host, "port": address.port, "ops_url": server.ops_url}), flush=True)
+    else:
+        print(f"listening on {address}; Ctrl-C stops", flush=True)
+        if server.ops_url is not None:
+            print(f"ops side on {server.ops_url} (open it in a browser, or `quicflow top --ops {server.ops_url}`)", flush=True)
 
 
 def _check_files(cert: Path, key: Path, client_ca: Path | None) -> None:

@@ -43,16 +43,16 @@ def test_version(quicflow: Quicflow) -> None:
 def test_help_lists_the_commands(quicflow: Quicflow, arguments: tuple[str, ...]) -> None:
     ran = quicflow(*arguments)
     assert ran.code == 0
-    for name in ("demo", "certs", "serve", "connect", "request", "load"):
+    for name in (*app_module.COMMANDS, *app_module.OPS_COMMANDS):
         assert f"│ {name} " in ran.out
 
 
-@pytest.mark.parametrize("command", app_module.COMMANDS)
+@pytest.mark.parametrize("command", [*app_module.COMMANDS, *app_module.OPS_COMMANDS])
 def test_help_of_each_command_has_examples_and_exit_codes(quicflow: Quicflow, command: str) -> None:
     ran = quicflow(command, "--help")
     assert ran.code == 0
     assert ran.out.startswith(f"Usage: quicflow {command}")
-    assert app_module.COMMANDS[command] in " ".join(ran.out.split())
+    assert (app_module.COMMANDS | app_module.OPS_COMMANDS)[command] in " ".join(ran.out.split())
     assert "Exit codes: 0 " in ran.out
     assert f"\n  quicflow {command}" in ran.out
 
@@ -156,6 +156,7 @@ def test_a_reader_that_leaves_is_no_error(arguments: tuple[str, ...], tmp_path: 
         (("request", "localhost", "x", "--id", "a", "--port=9999"), "HOST:PORT"),
         (("request", "localhost", "--id", "a", "--port", "9999"), "HOST:PORT"),
         (("load", "--port", "9999"), "HOST:PORT"),
+        (("clients", "--port", "9999"), "--ops HOST:PORT"),
     ],
 )
 def test_usual_mistakes_get_a_hint(quicflow: Quicflow, arguments: tuple[str, ...], hint: str) -> None:

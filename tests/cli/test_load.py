@@ -19,6 +19,7 @@ from quicflow_trio import MessageType
 from quicflow_trio.cli import load_server
 from quicflow_trio.cli.common import CommandFailed
 from quicflow_trio.cli.load_run import Load, Report, percentile
+from quicflow_trio.observe.metrics import MetricsSnapshot
 
 from .conftest import SECONDS, Child, Quicflow
 
@@ -31,6 +32,9 @@ def test_alone_it_starts_a_server_of_its_own(quicflow: Quicflow) -> None:
     assert "300 messages (command, 200 bytes) from 3 clients to its own server, 8 under way per client" in ran.out
     for row in ("messages answered", "messages per second", "latency P50", "latency P99", "latency max", "time to connect"):
         assert row in ran.out
+    rows = [" ".join(re.findall(r"[\w.-]+", line)) for line in ran.out.splitlines()]
+    # Of all clients together.
+    assert "requests acked timed out 300 300 0" in [row.replace(",", "") for row in rows]
 
 
 @pytest.mark.parametrize("options", [("--type", "query"), ("--one-way",), ("--one-way", "--depth", "1")])
@@ -43,12 +47,16 @@ def test_json(quicflow: Quicflow, server: str, trust: tuple[str, str], options: 
     assert said["messages_per_second"] == pytest.approx(101 / said["seconds"])
     latency = said["latency_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    metrics = said["metrics"]
+    assert (metrics["messages_sent"], metrics["messages_failed"], metrics["total_connections"]) == (101, 0, 1)
+    waited = 0 if said["one_way"] else 101
+    assert (metrics["promise_created"], metrics["promise_completed"], metrics["latency"]["count"]) == (waited, waited, waited)
     assert 0 < said["connect_ms"]["p50"] <= said["connect_ms"]["max"]
 
 
 def test_a_signal_ends_a_run_that_is_too_long(start: Callable[..., Child], server: str, trust: tuple[str, str]) -> None:
     load = start("load", server, *trust, "--messages", "100000000", "--log-level", "info")
-    load.line("-> connected", stderr=True)
+    load.line("new=connected", stderr=True)
     load.process.terminate()
     ended = load.end()
     assert (ended.code, ended.out) == (143, "")
@@ -141,7 +149,7 @@ def children(parent: int) -> list[Path]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
 def test_the_server_goes_when_the_generator_is_killed(start: Callable[..., Child]) -> None:
     load = start("load", "--messages", "100000000", "--log-level", "info")
-    load.line("-> connected", stderr=True)
+    load.line("new=connected", stderr=True)
     (child,) = children(load.process.pid)
     load.process.kill()
     load.process.wait(SECONDS)
@@ -159,4 +167,4 @@ def test_percentiles_are_values_that_occurred(share: float, value: int) -> None:
 
 def test_a_report_of_nothing_divides_by_nothing() -> None:
     plan = Load(clients=1, messages=1, depth=1, payload=b"", type=MessageType.EVENT, one_way=False, id="a", timeout=1)
-    assert Report(plan, 0, 0.0, (), (), {"AckTimeout": 1}).messages_per_second == 0
+    assert Report(plan, 0, 0.0, (), (), {"AckTimeout": 1}, MetricsSnapshot()).messages_per_second == 0

@@ -145,7 +145,7 @@ def test_a_payload_over_the_limit_is_exit_code_2(
 
 def test_an_interrupt_ends_it_with_the_shells_code(start: Callable[..., Child], server: str, trust: tuple[str, str]) -> None:
     child = start("request", server, "hang", "--id", "interrupted", *trust, "--timeout", "60", "--log-level", "info")
-    child.line("-> connected", stderr=True)
+    child.line("new=connected", stderr=True)
     child.process.send_signal(signal.SIGINT)
     ended = child.end()
     assert (ended.code, ended.out) == (130, "")

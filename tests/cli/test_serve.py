@@ -28,7 +28,7 @@ def test_a_signal_drains_and_tells_the_clients(
     client.line("* idle (server shutdown)")
     ended = server.end()
     assert ended.code == 0
-    assert "draining for at most 10 s" in ended.err
+    assert "draining grace=10.0 sessions=1" in " ".join(ended.err.split())
     assert "Traceback" not in ended.err
     client.process.send_signal(signal.SIGINT)
     assert client.end().code == 0
@@ -66,7 +66,7 @@ def test_handlers_and_the_log_of_events(serving: Serving, quicflow: Quicflow, tr
     assert quicflow("request", address, "Hello", *common, "--type", "query").out == "Hello\n"
     assert quicflow("request", address, "line\nbreak", *common, "--type", "event").out == "\n"
     # One line, whatever the client sends.
-    assert r"event from tester: line\nbreak" in server.line("event from", stderr=True)
+    assert r"client_id=tester text=line\nbreak" in server.line("event ", stderr=True)
     server.process.terminate()
     assert server.end().code == 0
 

@@ -1,0 +1,7 @@
+"""`quicflow top`: a running server in a terminal."""
+
+from __future__ import annotations
+
+from .command import app
+
+__all__ = ["app"]
