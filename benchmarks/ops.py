@@ -6,6 +6,7 @@ Both servers run at the same time and take turns, so that a slow minute of the m
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -30,7 +31,8 @@ from benchmarks.measure import PAYLOAD, percentile
 from quicflow_trio import Client, Message, TLSConfig, open_client
 from quicflow_trio.observe.instruments import Instruments
 
-POLLED = ("/metrics", "/clients?limit=100", "/metrics.json", "/samples?seconds=300")
+POLLED = {"/samples?seconds=300": 1, "/metrics.json": 2, "/clients?limit=100": 2, "/metrics": 5}
+"""What an open page asks for, and a scraper, each with its interval, seconds."""
 
 
 @dataclass
@@ -111,8 +113,8 @@ async def traffic(side: Side, requests: int) -> None:
     side.cpu.append((cpu_seconds(side.pid) - cpu) / done * 1e6)
 
 
-async def poll(url: str, answers: dict[str, list[float]]) -> None:
-    """Ask as an open page and a scraper do, once a second, and follow the events; note how long each answer takes, ms."""
+async def poll(url: str) -> None:
+    """Ask as an open page and a scraper do, and follow the events; print how long each answer takes, ms, a line each."""
     async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http, trio.open_nursery() as nursery:
 
         async def follow() -> None:
@@ -121,13 +123,40 @@ async def poll(url: str, answers: dict[str, list[float]]) -> None:
                     pass
 
         nursery.start_soon(follow)
-        while True:
-            for path in POLLED:
+        for second in itertools.count():
+            for path in (path for path, interval in POLLED.items() if second % interval == 0):
                 start = time.perf_counter()
                 response = await http.get(path)
                 response.raise_for_status()
-                answers.setdefault(path, []).append((time.perf_counter() - start) * 1e3)
+                print(json.dumps([path, (time.perf_counter() - start) * 1e3]), flush=True)
             await trio.sleep(1)
+
+
+@asynccontextmanager
+async def polled(side: Side, answers: dict[str, list[float]]) -> AsyncIterator[None]:
+    """Poll a side from a process of its own: the busy clients of this one would be measured as well."""
+    if side.ops_url is None:
+        yield
+        return
+    command = [sys.executable, "-m", "benchmarks.ops", "--poll", side.ops_url]
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
+            started = trio.Event()
+
+            async def read() -> None:
+                text = b""
+                async for piece in process.stdout:
+                    *lines, text = (text + piece).split(b"\n")
+                    for path, milliseconds in map(json.loads, lines):
+                        answers.setdefault(path, []).append(milliseconds)
+                    started.set()
+
+            nursery.start_soon(read)
+            # Not while the interpreter of the other process starts: there may be no third processor for that.
+            await started.wait()
+            yield
+            scope.cancel()
 
 
 def counting_nanoseconds() -> float:
@@ -157,11 +186,8 @@ async def measure(sides: list[Side], options: argparse.Namespace, progress: Prog
         task = progress.add_task("measuring", total=options.rounds * len(sides))
         for number in range(options.rounds + 1):
             for side in sides if number % 2 else reversed(sides):
-                async with trio.open_nursery() as nursery:
-                    if side.ops_url is not None:
-                        nursery.start_soon(partial(poll, side.ops_url, answers))
+                async with polled(side, answers):
                     await traffic(side, options.requests)
-                    nursery.cancel_scope.cancel()
                 progress.advance(task, 1 if number else 0)
         for side in sides:
             # The first round only warms up.
@@ -192,16 +218,23 @@ def show(sides: list[Side], answers: dict[str, list[float]], options: argparse.N
         )
     console.print(table)
     nanoseconds = counting_nanoseconds()
-    console.print(f"counting: {nanoseconds:.0f} ns per acked request, both sides together")
+    share = nanoseconds / 10 / statistics.median(off.cpu)
+    console.print(
+        f"counting: {nanoseconds:.0f} ns per acked request, both sides together; {share:.2f} % of the server's CPU time for it"
+    )
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__)
     parser.add_argument("--clients", type=int, default=1000, help="clients of each server (default 1000)")
-    parser.add_argument("--requests", type=int, default=100_000, help="requests per round, all clients together (default 100000)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each server, in turn (default 7)")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests per round, all clients together (default 20000)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each server, in turn (default 9)")
+    parser.add_argument("--poll", metavar="URL", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.poll is not None:
+        trio.run(poll, options.poll)
+        return
     # A socket for each client, twice.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, options.clients * 2 + 200)), hard))

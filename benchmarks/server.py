@@ -11,12 +11,13 @@ from functools import partial
 
 import trio
 
-from quicflow_trio import MessageType, Request, Router, Server, serve
+from quicflow_trio import MessageType, Request, Router, Server, serve, tune_garbage_collector
 from quicflow_trio.testing import throwaway_tls
 
 
 async def main() -> None:
     """Serve on a free port; print port and CA file as one JSON line."""
+    tune_garbage_collector()
     router = Router()
 
     async def take(_: Request) -> None:

@@ -59,6 +59,7 @@ from .peer import Peer, PeerStatistics, Sent
 from .router import Handler, Request, Router
 from .server import Server, ServerStatistics, serve
 from .sessions import Session
+from .tuning import tune_garbage_collector
 
 __all__ = [
     "Ack",
@@ -122,4 +123,5 @@ __all__ = [
     "configure_logging",
     "open_client",
     "serve",
+    "tune_garbage_collector",
 ]

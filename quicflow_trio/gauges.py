@@ -76,9 +76,8 @@ def measure(
     counters = instruments.counters
     latency = counters.latency.snapshot()
     completed = latency.count
-    # Those that have ended stand in the counters already.
-    connections = [connection for connection in connections if not connection.closed.is_set()]
-    inbox_drops = counters.inbox_drops + sum(connection.pump.dropped for connection in connections)
+    inbox_drops, packets_lost = _transport(connections)
+    inbox_drops += counters.inbox_drops
     return MetricsSnapshot(
         **{name: getattr(counters, name) for name in _AS_COUNTED},
         **_summed(links),
@@ -105,7 +104,7 @@ def measure(
         sessions_away=away,
         requests_refused=table.refused,
         requests_cancelled=table.abandoned,
-        packets_lost=counters.packets_lost + sum(connection.engine.packets_lost for connection in connections),
+        packets_lost=counters.packets_lost + packets_lost,
         datagrams_sent=network.sent,
         datagrams_received=network.received,
         datagrams_dropped=network.dropped | ({"inbox_full": inbox_drops} if inbox_drops else {}),
@@ -116,14 +115,36 @@ def measure(
 
 
 def _summed(links: Collection[Link]) -> dict[str, int]:
-    """Return what sessions hold now, all of them together."""
-    lanes = [lane for link in links for lane in link.lanes.values()]
+    """Return what sessions hold now, all of them together. One walk: a sum for each figure took three times as long."""
+    running = depth = lanes = messages = outbox = unacked = held = 0
+    for link in links:
+        dispatcher = link.dispatcher
+        running += dispatcher.running
+        depth += dispatcher.depth
+        held += link.held_bytes
+        unacked += link.unacked_bytes
+        lanes += len(link.lanes)
+        for lane in link.lanes.values():
+            waiting = lane.outbox_bytes
+            if waiting:
+                outbox += waiting
+                messages += lane.unwritten
     return {
-        "handlers_running": sum(link.dispatcher.running for link in links),
-        "dispatch_depth": sum(link.dispatcher.depth for link in links),
-        "lanes": len(lanes),
-        "outbox_messages": sum(lane.unwritten for lane in lanes),
-        "outbox_bytes": sum(lane.outbox_bytes for lane in lanes),
-        "unacked_bytes": sum(link.unacked_bytes for link in links),
-        "held_bytes": sum(link.held_bytes for link in links),
+        "handlers_running": running,
+        "dispatch_depth": depth,
+        "lanes": lanes,
+        "outbox_messages": messages,
+        "outbox_bytes": outbox,
+        "unacked_bytes": unacked,
+        "held_bytes": held,
     }
+
+
+def _transport(connections: Collection[Connection]) -> tuple[int, int]:
+    """Return datagrams that found an inbox full, and packets lost; those of connections that have ended are in the counters."""
+    drops = lost = 0
+    for connection in connections:
+        if not connection.closed.is_set():
+            drops += connection.pump.dropped
+            lost += connection.engine.packets_lost
+    return drops, lost

@@ -23,7 +23,7 @@ PEERS = {"connection", "crew", "deadlines", "dispatch", "endings", "gauges", "he
 SHARED = MESSAGES | QUIC | {"net"} | PEERS
 CLIENT = {"client", "client_state", "reconnect"}
 SERVER = {"server", "admission", "sessions", "broadcast"}
-FACADE = {""}
+FACADE = {"", "tuning"}
 
 # What each layer may import, beside itself. A layer is a subpackage or a module directly below the package; "" is the package's
 # own __init__. A layer that is not listed has no place in the house yet: give it one here.
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "background": set(),
+    "tuning": set(),
     "observe": {"errors", "config", "background"},
     "wire": BASE,
     "message": BASE | {"wire"},
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": SHARED,
     **dict.fromkeys(CLIENT, SHARED | CLIENT),
     **dict.fromkeys(SERVER, SHARED | SERVER | {"ops"}),
-    "": SHARED | CLIENT | SERVER,
+    "": SHARED | CLIENT | SERVER | {"tuning"},
     "testing": SHARED | CLIENT | SERVER | FACADE,
     "cli": SHARED | CLIENT | SERVER | FACADE | {"testing"},
     "__main__": {"cli"},

@@ -40,6 +40,7 @@ from quicflow_trio import (
     configure_logging,
     open_client,
     serve,
+    tune_garbage_collector,
 )
 from quicflow_trio.observe.logs import get_logger
 from quicflow_trio.testing import throwaway_tls
@@ -224,6 +225,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     try:
         configure_logging(format="json" if options.json else None)
+        tune_garbage_collector()
         trio.run(run, options)
     except* (OSError, ConfigurationError) as group:
         # A port that is taken, a LOG_LEVEL that is none: said in a line, without a traceback.

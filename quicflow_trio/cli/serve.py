@@ -17,6 +17,7 @@ from ..observe.logs import Logger, get_logger
 from ..router import Request, Router
 from ..server import Server
 from ..server import serve as run_server
+from ..tuning import tune_garbage_collector
 from .common import DEFAULT_PORT, Address, CommandFailed, ExitCode, Flag, JsonFlag, LogLevel, configure_logging, first_of
 from .stdin import read_all
 
@@ -102,6 +103,7 @@ async def serve(
         json_output: print one JSON object with "host", "port" and "ops_url" once the server listens.
     """
     configure_logging(log_level)
+    tune_garbage_collector()
     _check_files(cert, key, client_ca)
     tls = TLSConfig.server(cert, key, client_ca=client_ca)
     ops_config = None if ops is None else OpsConfig(ops, token=ops_token)

@@ -19,6 +19,9 @@ Accept = Callable[[Header, Address, float], Pump | None]
 """Makes the pump of a new connection from its first packet's header, or refuses by None."""
 
 
+WAKE = 16
+"""Pumps woken before the other tasks run."""
+
 LAST_WORDS = 4096
 """Closed connections whose close is kept for peers that have not heard it; about 600 bytes each, the oldest goes first."""
 
@@ -120,7 +123,7 @@ class Endpoint:
             while True:
                 batch = await self._socket.receive()
                 if batch:
-                    self._route(batch)
+                    await self._deliver(self._route(batch))
                 elif self._refused is not None:
                     self._refused()
         except trio.ClosedResourceError:
@@ -130,8 +133,15 @@ class Endpoint:
         """Close the socket; no effect the second time."""
         self._socket.close()
 
-    def _route(self, batch: list[tuple[bytes, Address]]) -> None:
-        """Give each pump its share of the batch as one list."""
+    async def _deliver(self, groups: dict[Pump, list[tuple[bytes, Address]]]) -> None:
+        """Wake the pumps, a few at a time: with a thousand busy clients every task would wait for all of them to have their turn."""
+        for number, (pump, datagrams) in enumerate(groups.items(), 1):
+            pump.deliver(datagrams)
+            if number % WAKE == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _route(self, batch: list[tuple[bytes, Address]]) -> dict[Pump, list[tuple[bytes, Address]]]:
+        """Sort a batch by the pumps that it is for."""
         groups: dict[Pump, list[tuple[bytes, Address]]] = {}
         lookup = self._table.lookup
         for datagram in batch:
@@ -150,8 +160,7 @@ class Endpoint:
                 groups[pump] = [datagram]
             else:
                 group.append(datagram)
-        for pump, datagrams in groups.items():
-            pump.deliver(datagrams)
+        return groups
 
     def _route_rare(self, data: bytes, address: Address) -> Pump | None:
         """Route a long header, or whatever is left: handshakes, strays and noise."""

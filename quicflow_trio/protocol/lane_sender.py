@@ -125,7 +125,9 @@ class OutgoingRequest(Outgoing):
     state: OutgoingState
     wake: Callable[[Any], None] | None
 
-    def __init__(self, lane: LaneSender, message: Message, share: WaitingShare, deadlines: EarlyEnds, started: float = 0.0) -> None:
+    def __init__(
+        self, lane: LaneSender, message: Message, share: WaitingShare, deadlines: EarlyEnds, started: float = 0.0
+    ) -> None:
         super().__init__(lane, message)
         self.started: float = started
         self._share = share

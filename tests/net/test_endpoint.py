@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -253,3 +254,27 @@ async def test_a_client_keeps_no_last_words() -> None:
     endpoint.add_route(ID, pump)
     endpoint.remove_pump(pump, [(b"closed", PEER)], 10.0)
     assert endpoint.statistics().last_words == 0
+
+
+async def test_a_batch_for_many_wakes_a_few_at_a_time() -> None:
+    # All at once, every other task (a heartbeat, somebody who asks for the figures) would wait until sixty-four connections have had
+    # their turn, each of a quarter of a millisecond or more.
+    ids = [bytes([number]) * 8 for number in range(64)]
+    endpoint = Endpoint(FakeSocket([[(b"\x40" + one, PEER) for one in ids]]))
+    pumps = [FakePump() for _ in ids]
+    for one, pump in zip(ids, pumps, strict=True):
+        endpoint.add_route(one, cast(Pump, pump))
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(sum(bool(pump.batches) for pump in pumps))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await endpoint.run()
+        nursery.cancel_scope.cancel()
+    steps = [later - earlier for earlier, later in itertools.pairwise(seen)]
+    assert max(steps) <= 32  # which of two tasks comes first in a pass is up to chance
+    assert seen[-1] == 64 or sum(bool(pump.batches) for pump in pumps) == 64

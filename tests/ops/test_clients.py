@@ -147,7 +147,7 @@ async def test_a_long_list_lets_other_tasks_run_in_between() -> None:
         nursery.start_soon(count)
         await listed(server, limit="1000", sort="-messages_sent")
         nursery.cancel_scope.cancel()
-    assert turns >= 30
+    assert turns >= 6
 
 
 async def test_a_client_that_leaves_while_the_list_is_made_is_no_trouble() -> None:
