@@ -84,6 +84,13 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Run the live page's tests in the machine's own Chromium."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-q", "tests/browser", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: a server and five clients over loopback UDP."""
     session.install("-e", ".")
@@ -95,3 +102,10 @@ def bench(session: nox.Session) -> None:
     """Measure handshakes, round trips and throughput over loopback. Arguments go to the benchmark, `--quick` for instance."""
     session.install("-e", ".")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(name="bench-ops")
+def bench_ops(session: nox.Session) -> None:
+    """Measure what watching costs: a thousand clients with the ops side on and off, in turn. Arguments go to the benchmark."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks.ops", *session.posargs)

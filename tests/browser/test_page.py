@@ -6,7 +6,6 @@ QUICFLOW_TEST_CHROMIUM.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -31,7 +30,6 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 pytestmark = [
     pytest.mark.realtime,
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="needs the playwright package"),
     pytest.mark.skipif(
         not (os.environ.get("QUICFLOW_TEST_CHROMIUM") or any(map(shutil.which, BROWSERS))),
         reason="needs a Chromium on the PATH, or QUICFLOW_TEST_CHROMIUM",
