@@ -138,10 +138,6 @@ class SessionRegistry:
         self.connected: Mapping[str, Session] = MappingProxyType(self._connected)
         self.histories: HistoryBook = HistoryBook()
 
-    def __len__(self) -> int:
-        """Return how many sessions are known, connected or away."""
-        return len(self._kept)
-
     def find(self, client_id: str) -> Session:
         """Return the session of a client id, connected or away.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quicflow_trio.endings import loss, refusal
+from quicflow_trio.endings import HANDSHAKE_TIMEOUT, UNREACHABLE, disconnect_reason, ending_text, loss, reason_label, refusal
+from quicflow_trio.observe.events import DisconnectReason
 from quicflow_trio.errors import AuthenticationFailed, ConnectionLost, ConnectionRefused, QuicFlowError, SessionReplaced
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.quic.engine import ConnectionEnded
@@ -98,3 +99,36 @@ def test_a_loss_says_who_and_why(ended: ConnectionEnded, text: str) -> None:
     error = loss(ended)()
     assert type(error) is ConnectionLost
     assert str(error) == text
+
+
+# -- reasons ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("code", list(CloseCode))
+def test_every_close_code_is_a_reason_of_its_own(code: CloseCode) -> None:
+    assert disconnect_reason(closed(code)).name == code.name
+    assert reason_label(closed(code), is_client=False) == f"client:{code.name.lower()}"
+    assert reason_label(closed(code), is_client=True) == f"server:{code.name.lower()}"
+    assert reason_label(closed(code, by_peer=False), is_client=True) == f"client:{code.name.lower()}"
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        (closed(0x77), DisconnectReason.OTHER),
+        (ConnectionEnded(0, "", application=False, by_peer=False, timed_out=True), DisconnectReason.IDLE_TIMEOUT),
+        (alerted(40), DisconnectReason.TLS),
+        (ConnectionEnded(0, HANDSHAKE_TIMEOUT, application=False, by_peer=False), DisconnectReason.HANDSHAKE_TIMEOUT),
+        (ConnectionEnded(0, UNREACHABLE, application=False, by_peer=False), DisconnectReason.UNREACHABLE),
+        # The same words of a peer mean nothing.
+        (ConnectionEnded(0, UNREACHABLE, application=False, by_peer=True), DisconnectReason.TRANSPORT),
+        (ConnectionEnded(1, "", application=False, by_peer=True), DisconnectReason.TRANSPORT),
+    ],
+)
+def test_other_ends_have_reasons_out_of_a_fixed_set(ended: ConnectionEnded, reason: DisconnectReason) -> None:
+    assert disconnect_reason(ended) is reason
+
+
+def test_what_a_peer_says_is_escaped_and_never_a_label() -> None:
+    ended = closed(0, "bye\n2026 ERROR forged")
+    assert ending_text(ended) == "bye\\n2026 ERROR forged"
+    assert reason_label(ended, is_client=False) == "client:normal"
+    assert ending_text(closed(3, "")) == "code 0x3"
