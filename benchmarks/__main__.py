@@ -6,10 +6,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -18,25 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.measure import Figure, acked_rate, connect_times, one_way_rate, percentile, round_trips
+from benchmarks.process import server_process
 from quicflow_trio import TLSConfig, open_client
-
-
-@contextmanager
-def server_process() -> Iterator[tuple[int, TLSConfig]]:
-    """Run the server in a process of its own; give its port and the client's TLS settings."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit("the server process did not start; its error stands above")
-        hello = json.loads(line)
-        try:
-            yield hello["port"], TLSConfig.client(hello["ca"])
-        finally:
-            process.stdin.close()
 
 
 async def measure(port: int, tls: TLSConfig, *, rounds: int, scale: float, progress: Progress) -> list[Figure]:
@@ -84,10 +63,10 @@ def main() -> None:
         parser.error("--rounds: expected at least 1")
     rounds, scale = (1, 0.1) if options.quick else (options.rounds, 1.0)
     console = Console()
-    with server_process() as (port, tls), Progress(console=Console(stderr=True), transient=True) as progress:
+    with server_process() as server, Progress(console=Console(stderr=True), transient=True) as progress:
 
         async def run() -> list[Figure]:
-            return await measure(port, tls, rounds=rounds, scale=scale, progress=progress)
+            return await measure(server.port, server.tls, rounds=rounds, scale=scale, progress=progress)
 
         figures = trio.run(run)
     show(figures, console)

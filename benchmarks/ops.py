@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 import timeit
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.measure import PAYLOAD, percentile
-from quicflow_trio import Client, Message, TLSConfig, open_client
+from benchmarks.process import ServerProcess, server_process
+from quicflow_trio import Client, Message, open_client
 from quicflow_trio.observe.instruments import Instruments
 
 POLLED = {"/samples?seconds=300": 1, "/metrics.json": 2, "/clients?limit=100": 2, "/metrics": 5}
@@ -41,40 +42,17 @@ class Side:
 
     Attributes:
         name: for the table.
-        pid: its process.
-        port: UDP port.
-        tls: for its clients.
-        ops_url: its ops side, None without one.
+        server: its process.
         clients: connected to it.
         rates: acked requests per second, one per round.
         cpu: CPU time of the server per request, us, one per round.
     """
 
     name: str
-    pid: int
-    port: int
-    tls: TLSConfig
-    ops_url: str | None
+    server: ServerProcess
     clients: list[Client] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
-
-
-@contextmanager
-def server_side(name: str, *arguments: str) -> Iterator[Side]:
-    """Run a server in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.server", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit("the server process did not start; its error stands above")
-        hello = json.loads(line)
-        try:
-            yield Side(name, process.pid, hello["port"], TLSConfig.client(hello["ca"]), hello["ops_url"])
-        finally:
-            process.stdin.close()
 
 
 @asynccontextmanager
@@ -83,7 +61,7 @@ async def connected(side: Side, count: int, progress: Progress) -> AsyncIterator
     task = progress.add_task(f"connecting, {side.name}", total=count)
     async with AsyncExitStack() as stack:
         for number in range(count):
-            one = open_client("127.0.0.1", side.port, client_id=f"client-{number}", tls=side.tls)
+            one = open_client("127.0.0.1", side.server.port, client_id=f"client-{number}", tls=side.server.tls)
             side.clients.append(await stack.enter_async_context(one))
             await side.clients[-1].wait_connected()
             progress.advance(task)
@@ -104,13 +82,13 @@ async def traffic(side: Side, requests: int) -> None:
         for _ in range(share):
             await client.request(Message.command(PAYLOAD))
 
-    cpu, start = cpu_seconds(side.pid), time.perf_counter()
+    cpu, start = cpu_seconds(side.server.pid), time.perf_counter()
     async with trio.open_nursery() as nursery:
         for client in side.clients:
             nursery.start_soon(work, client)
     done = share * len(side.clients)
     side.rates.append(done / (time.perf_counter() - start))
-    side.cpu.append((cpu_seconds(side.pid) - cpu) / done * 1e6)
+    side.cpu.append((cpu_seconds(side.server.pid) - cpu) / done * 1e6)
 
 
 async def poll(url: str) -> None:
@@ -135,10 +113,10 @@ async def poll(url: str) -> None:
 @asynccontextmanager
 async def polled(side: Side, answers: dict[str, list[float]]) -> AsyncIterator[None]:
     """Poll a side from a process of its own: the busy clients of this one would be measured as well."""
-    if side.ops_url is None:
+    if side.server.ops_url is None:
         yield
         return
-    command = [sys.executable, "-m", "benchmarks.ops", "--poll", side.ops_url]
+    command = [sys.executable, "-m", "benchmarks.ops", "--poll", side.server.ops_url]
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             process = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
@@ -239,12 +217,13 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, options.clients * 2 + 200)), hard))
     with (
-        server_side("ops on", "--ops") as on,
-        server_side("ops off") as off,
+        server_process("--ops") as on,
+        server_process() as off,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
-        answers = trio.run(partial(measure, [on, off], options, progress))
-    show([on, off], answers, options, Console())
+        sides = [Side("ops on", on), Side("ops off", off)]
+        answers = trio.run(partial(measure, sides, options, progress))
+    show(sides, answers, options, Console())
 
 
 if __name__ == "__main__":

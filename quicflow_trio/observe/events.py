@@ -28,6 +28,7 @@ __all__ = [
     "EventStream",
     "EVENTS",
     "HeartbeatTimeoutEvent",
+    "MessageEvent",
     "MessageReceivedEvent",
     "MessageSentEvent",
     "ReconnectEvent",
@@ -188,10 +189,9 @@ class StateChangeEvent(Event):
     reason: str
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageSentEvent(Event):
-    """A message was written to the wire.
+class MessageEvent(Event):
+    """What the events of single messages have.
 
     Attributes:
         message_id: its id, 16 bytes.
@@ -200,36 +200,28 @@ class MessageSentEvent(Event):
         lane: its lane; empty for the default lane.
         wants_ack: true when its sender waits for an ack.
     """
+
+    message_id: bytes
+    type: str
+    size: int
+    lane: str
+    wants_ack: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageSentEvent(MessageEvent):
+    """A message was written to the wire."""
 
     kind: ClassVar[str] = "message_sent"
 
-    message_id: bytes
-    type: str
-    size: int
-    lane: str
-    wants_ack: bool
-
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessageReceivedEvent(Event):
-    """A message was received and its handler is about to start.
-
-    Attributes:
-        message_id: its id, 16 bytes.
-        type: its type's name.
-        size: length of its payload, bytes.
-        lane: its lane; empty for the default lane.
-        wants_ack: true when its sender waits for an ack.
-    """
+class MessageReceivedEvent(MessageEvent):
+    """A message was received and its handler is about to start."""
 
     kind: ClassVar[str] = "message_received"
-
-    message_id: bytes
-    type: str
-    size: int
-    lane: str
-    wants_ack: bool
 
 
 @final
@@ -372,7 +364,7 @@ class EventHub:
     def emit(self, event: Event) -> None:
         """Give an event to who wants it."""
         kind = event.__class__
-        if self._logged and isinstance(event, MessageSentEvent | MessageReceivedEvent):
+        if self._logged and isinstance(event, MessageEvent):
             _log_message(event)
         for stream in self._streams:
             if kind in stream.kinds and not stream._offer(event):
@@ -423,6 +415,6 @@ class EventHub:
         self.messages = self._logged or (self.active and any(stream.kinds & _MESSAGES for stream in self._streams))
 
 
-def _log_message(event: MessageSentEvent | MessageReceivedEvent) -> None:
+def _log_message(event: MessageEvent) -> None:
     what = {declared.name: getattr(event, declared.name) for declared in fields(event) if declared.name != "at"}
     log.debug("message sent" if isinstance(event, MessageSentEvent) else "message received", **what)
