@@ -38,6 +38,9 @@ __all__ = ["Admission"]
 
 log: Logger = get_logger(__name__)
 
+TURNED_AWAY = 4096
+"""Refused attempts that are remembered, so that each is counted once."""
+
 
 @final
 class Admission:
@@ -70,6 +73,7 @@ class Admission:
         self.connections: dict[Connection, Session | None] = {}
         self.accepted: int = 0
         self.draining: bool = False
+        self._turned_away: dict[bytes, None] = {}
         self._router = router
         self._tls = tls
         self._config = config
@@ -93,7 +97,7 @@ class Admission:
     def accept(self, header: Header, address: Address, now: float) -> Pump | None:
         """Make a connection for a client's first packet."""
         if self.draining:
-            count(self._counters.connections_refused, f"server:{DisconnectReason.DRAINING.value}")
+            self._turn_away(header.destination)
             return None
         config = self._config
         if len(self.half_open) >= config.limits.half_open:
@@ -125,6 +129,14 @@ class Admission:
         self.half_open[connection] = None
         self._nursery.start_soon(self._run_connection, connection)
         return connection.pump
+
+    def _turn_away(self, attempt: bytes) -> None:
+        """Count a refused attempt once: nobody answers it, so its first packet comes again and again, under the same id."""
+        if attempt not in self._turned_away:
+            if len(self._turned_away) >= TURNED_AWAY:
+                del self._turned_away[next(iter(self._turned_away))]
+            self._turned_away[attempt] = None
+            count(self._counters.connections_refused, f"server:{DisconnectReason.DRAINING.value}")
 
     async def _run_connection(self, connection: Connection) -> None:
         """One connection, and the session that outlives it, in one nursery whose body is the pump."""
@@ -221,6 +233,7 @@ class Admission:
                 older.note("replaced", "a newer connection uses the client id")
                 log.warning("a newer connection takes the session over", client_id=client_id, connection=connection.number)
             older.replace()
+            self._report_end(older, older._connection)
         self.connections[connection] = session
         session.note("connected", "{}:{}".format(*session.remote_address))
         away = None
@@ -228,6 +241,14 @@ class Admission:
             away = 0.0 if before.change == "connected" else session.connected_at - before.at
         self._instruments.report_connect(client_id, session.remote_address, away=away, attempts=0)
         return session
+
+    def _report_end(self, session: Session, connection: Connection) -> None:
+        """Report an end once: of a session that is replaced before the beginning of the one that replaces it."""
+        ended = connection.engine.ended
+        if session.end_reported or ended is None:
+            return
+        session.end_reported = True
+        report_end(self._instruments, session.client_id, ended, is_client=False)
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
         """Take the session off the list of the connected; it is kept for its time to live unless the client is done."""
@@ -237,7 +258,7 @@ class Admission:
             count(self._counters.connections_refused, reason_label(ended, is_client=False))
             log.info("connection ended before its hello", **connection.context, reason=reason)
             return
-        report_end(self._instruments, session.client_id, ended, is_client=False)
+        self._report_end(session, connection)
         if self.registry.get(session.client_id) is session:
             # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
             session.note("disconnected", reason)

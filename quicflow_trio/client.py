@@ -161,7 +161,7 @@ class Client(Peer):
         self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
         """Subscribe to what happens on this side; see `Server.open_events`. The iteration ends when the client is closed."""
-        return self._events.open(kinds, max_buffer_size)
+        return self._events.open(kinds, max_buffer_size, None)
 
     # -- state -----------------------------------------------------------------------------------------------------
     def _set_state(self, state: ClientState, reason: str = "") -> None:

@@ -335,7 +335,11 @@ class Dispatcher:
         lane.running -= 1
         self._running -= 1
         self.crew.running -= 1
-        if status is not AckStatus.SUCCESS:
+        if incoming.cancelled and status is not AckStatus.SUCCESS:
+            # Taken back: nobody waits for it, and nothing of the handler's has failed.
+            self.cancelled += 1
+            self._counters.messages_cancelled += 1
+        elif status is not AckStatus.SUCCESS:
             self.failed += 1
             self._counters.handlers_failed += 1
         self._done(incoming, status, result, error)
@@ -343,6 +347,7 @@ class Dispatcher:
     def _skip(self, incoming: Incoming) -> None:
         """Pass over a message that was taken back before its handler started."""
         self.cancelled += 1
+        self._counters.messages_cancelled += 1
         self._done(incoming, AckStatus.FAILURE, b"", "cancelled")
 
     def _done(self, incoming: Incoming, status: int, result: bytes, error: str) -> None:
@@ -381,7 +386,6 @@ class Dispatcher:
         incoming = worker.incoming
         assert incoming is not None
         if incoming.cancelled:
-            self.cancelled += 1
             self._finish(worker, AckStatus.FAILURE, b"", "cancelled")
         else:
             self.timeouts += 1

@@ -16,7 +16,8 @@ from .protocol.waiting import WaitingTable
 __all__ = ["NetworkTotals", "measure"]
 
 _AS_COUNTED = (
-    *("messages_sent", "messages_received", "messages_lost", "bytes_sent", "bytes_received"),
+    *("messages_sent", "messages_received", "messages_lost", "messages_cancelled", "messages_abandoned"),
+    *("bytes_sent", "bytes_received"),
     *("heartbeats_sent", "heartbeats_received", "heartbeat_timeouts", "broadcasts_sent", "broadcast_targets"),
     *("encoding_errors", "decoding_errors", "internal_errors", "reconnect_attempts", "handlers_failed", "handlers_timed_out"),
     *("acks_late", "credit_stalls", "hook_failures"),
@@ -92,7 +93,7 @@ def measure(
         p99_latency=latency.quantile(0.99) * 1000,
         promise_created=table.created,
         promise_completed=completed,
-        promise_timeouts=counters.request_timeouts,
+        promise_timeouts=table.timed_out,
         promise_active=table.active,
         network_errors=counters.network_errors + network.errors,
         uptime_seconds=now - instruments.started,

@@ -237,7 +237,7 @@ class LaneStreams:
     def abandon(self) -> None:
         """Give up the messages that wait for handlers."""
         for lane in self._receivers.values():
-            lane.abandon()
+            self._counters.messages_abandoned += lane.abandon()
 
     @property
     def all_received(self) -> bool:

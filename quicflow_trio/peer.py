@@ -252,10 +252,8 @@ class Peer:
 
 
 def report_ack_timeout(link: Link, message: Message, timeout: float) -> None:
-    """Count and report a request whose ack did not come in time."""
-    instruments = link.instruments
-    instruments.counters.request_timeouts += 1
-    events = instruments.events
+    """Report a request whose ack did not come in time."""
+    events = link.instruments.events
     if events.active:
         events.emit(AckTimeoutEvent(at=events.now(), client_id=link.client_id, message_id=message.id, ack_timeout=timeout))
 

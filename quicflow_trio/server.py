@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -23,7 +23,7 @@ from .observe.events import Event, EventStream, StateChangeEvent
 from .observe.history import SessionChange
 from .observe.hooks import Hooks, open_hooks
 from .observe.instruments import Instruments
-from .observe.logs import Logger, get_logger
+from .observe.logs import Logger, get_logger, report_suppressed
 from .observe.metrics import MetricsSnapshot
 from .protocol.state import CloseCode
 from .quic.tls import TLSContext
@@ -182,7 +182,7 @@ class Server:
         )
 
     def open_events(
-        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
+        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None, client_id: str | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
         """Subscribe to what happens::
 
@@ -193,6 +193,7 @@ class Server:
         Args:
             max_buffer_size: events that may wait for this subscriber; further ones are dropped and counted in ``events.dropped``.
             kinds: the classes of events wanted; None wants all, single messages included.
+            client_id: only events about this client; None wants those about all, and about the server.
 
         No subscriber can slow the traffic. Events of messages cost time only while somebody wants them. The iteration ends when the
         server has stopped. Cancellation loses no event but those that come after it.
@@ -201,7 +202,7 @@ class Server:
             TypeError: ``kinds`` holds something else.
             ValueError: the buffer is not at least 1.
         """
-        return self._events.open(kinds, max_buffer_size)
+        return self._events.open(kinds, max_buffer_size, client_id)
 
     async def drain(self, *, grace: float, retry_after: float = 1.0) -> None:
         """Stop gracefully: accept nobody, let what is under way finish, then close and let `serve` return.
@@ -244,35 +245,48 @@ class Server:
         hooks: Hooks | None,
         task_status: trio.TaskStatus[Server],
     ) -> None:
-        socket = await network.bind(host, port)
-        admission = self._admission
-        self._endpoint = endpoint = Endpoint(socket, admission.accept)
-        try:
-            # Around the nursery, so that hooks see its end.
-            async with open_hooks(hooks, self._events, self._instruments.hook_failed):
-                async with trio.open_nursery() as self._nursery:
-                    admission.open(endpoint, self._nursery)
-                    if ops is not None:
-                        from .ops import run_ops
+        with ExitStack() as stack:
+            # Both addresses first, so that one that is taken raises as itself and not in a group.
+            listener = None
+            if ops is not None:
+                from .ops import bind_ops
 
-                        self._ops_url = await self._nursery.start(run_ops, self, ops)
-                    self._nursery.start_soon(endpoint.run)
-                    self._nursery.start_soon(admission.deadlines.run)
-                    _warn_if_exposed(self.address[0])
-                    self._set_state("listening")
-                    log.info("listening", address=self.address)
-                    task_status.started(self)
-                    await self._stop.wait()
+                listener = await bind_ops(ops)
+                stack.callback(listener.socket.close)
+            self._endpoint = Endpoint(await network.bind(host, port), self._admission.accept)
+            stack.callback(self._stopped.set)
+            stack.callback(self._events.close)
+            stack.callback(self._endpoint.close)
+            # Around the rest, so that hooks see its end.
+            async with open_hooks(hooks, self._events, self._instruments.hook_failed):
+                try:
+                    await self._serve(ops, listener, task_status)
+                finally:
                     self._end_sessions()
-                    # Every connection says its last word as it is cancelled; that needs no wait.
-                    self._nursery.cancel_scope.cancel()
-                self._set_state("stopped")
-        finally:
+                    self._set_state("stopped")
+                    report_suppressed()
+                    log.info("stopped")
+
+    async def _serve(
+        self, ops: OpsConfig | None, listener: trio.SocketListener | None, task_status: trio.TaskStatus[Server]
+    ) -> None:
+        admission = self._admission
+        async with trio.open_nursery() as self._nursery:
+            admission.open(self._endpoint, self._nursery)
+            if ops is not None:
+                from .ops import run_ops
+
+                self._ops_url = await self._nursery.start(partial(run_ops, self, ops, listener=listener))
+            self._nursery.start_soon(self._endpoint.run)
+            self._nursery.start_soon(admission.deadlines.run)
+            _warn_if_exposed(self.address[0])
+            self._set_state("listening")
+            log.info("listening", address=self.address)
+            task_status.started(self)
+            await self._stop.wait()
             self._end_sessions()
-            endpoint.close()
-            self._events.close()
-            self._stopped.set()
-            log.info("stopped")
+            # Every connection says its last word as it is cancelled; that needs no wait.
+            self._nursery.cancel_scope.cancel()
 
     def _end_sessions(self) -> None:
         for session in self.sessions.values():

@@ -15,6 +15,7 @@ from .crew import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
 from .link import Link
 from .observe.history import HistoryBook, SessionChange
+from .observe.logs import printable
 from .peer import Peer
 from .protocol.lane_sender import ErrorFactory
 from .protocol.state import CloseCode
@@ -31,6 +32,7 @@ class Session(Peer):
         id: 16 random bytes that name this session.
         connected_at: when its connection was accepted, Unix seconds.
         crew: how many handlers run for this client id, shared with its next session.
+        end_reported: true once the end of its connection was counted and told.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Session(Peer):
         self._history = history
         self._retired = trio.Event()
         self.crew: Crew | None = None
+        self.end_reported: bool = False
         self.connected_at: float = epoch + trio.current_time()
         self._address = self._current_address()
 
@@ -85,7 +88,7 @@ class Session(Peer):
 
     def note(self, change: str, detail: str) -> None:
         """Add to the history."""
-        self._history.append(SessionChange(self._epoch + trio.current_time(), change, detail))
+        self._history.append(SessionChange(self._epoch + trio.current_time(), change, printable(detail)))
 
     async def close(self, reason: str = "closed by the server") -> None:
         """Close the client's connection and end its session; the client may connect again, as a new session.

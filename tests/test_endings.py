@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from quicflow_trio.endings import HANDSHAKE_TIMEOUT, UNREACHABLE, disconnect_reason, ending_text, loss, reason_label, refusal
-from quicflow_trio.observe.events import DisconnectReason
 from quicflow_trio.errors import AuthenticationFailed, ConnectionLost, ConnectionRefused, QuicFlowError, SessionReplaced
+from quicflow_trio.observe.events import DisconnectReason
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.quic.engine import ConnectionEnded
 

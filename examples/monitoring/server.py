@@ -88,9 +88,9 @@ class Flapping:
 
 def make_hooks(audit: Audit, flapping: Flapping) -> Hooks:
     hooks = Hooks()
-    for kind in (ConnectEvent, DisconnectEvent, HeartbeatTimeoutEvent):
-        hooks.add(kind, audit.write)
-    hooks.add(ReconnectEvent, flapping.note)
+    # One hook for all three: it sees them in the order in which they happened.
+    hooks.add(audit.write, ConnectEvent, DisconnectEvent, HeartbeatTimeoutEvent)
+    hooks.add(flapping.note, ReconnectEvent)
     return hooks
 
 

@@ -43,7 +43,7 @@ def metrics_rows(metrics: MetricsSnapshot) -> list[tuple[str, str]]:
     measured = [milliseconds(value) for value in latency] if metrics.latency.count else ["-"] * len(latency)
     return [
         ("messages sent, received", f"{metrics.messages_sent:,}, {metrics.messages_received:,}"),
-        ("messages failed", f"{metrics.messages_failed:,}"),
+        ("messages failed, cancelled", f"{metrics.messages_failed:,}, {metrics.messages_cancelled:,}"),
         (
             "requests, acked, timed out",
             f"{metrics.promise_created:,}, {metrics.promise_completed:,}, {metrics.promise_timeouts:,}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
@@ -105,6 +106,8 @@ class Event:
                 value = value.hex()
             elif isinstance(value, enum.Enum):
                 value = value.value
+            elif isinstance(value, tuple):
+                value = list(value)
             plain[declared.name] = value
         return plain
 
@@ -306,28 +309,43 @@ class EventStream:
         dropped: events that found the buffer full and are lost to this subscriber.
     """
 
-    def __init__(self, kinds: frozenset[type[Event]], max_buffer_size: int) -> None:
+    def __init__(self, kinds: frozenset[type[Event]], max_buffer_size: int, client_id: str | None) -> None:
         self.kinds: frozenset[type[Event]] = kinds
         self.dropped: int = 0
-        self._send, self._receive = trio.open_memory_channel[Event](max_buffer_size)
+        self._client_id = client_id
+        # Not a memory channel: its answer to being full is an exception, which costs ten times as much as a look at a length, for
+        # every event and every subscriber that does not read.
+        self._buffer: deque[Event] = deque()
+        self._room = max_buffer_size
+        self._readers = trio.lowlevel.ParkingLot()
+        self._ended = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Event:
         """Wait for the next event. Cancelled, it has taken none."""
-        try:
-            return await self._receive.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._ended:
+                raise StopAsyncIteration
+            await self._readers.park()
+        return self._buffer.popleft()
 
     def _offer(self, event: Event) -> bool:
-        try:
-            self._send.send_nowait(event)
-        except trio.WouldBlock:
+        if self._client_id is not None and event.client_id != self._client_id:
+            return True
+        if len(self._buffer) >= self._room:
             self.dropped += 1
             return False
+        self._buffer.append(event)
+        if self._readers:
+            self._readers.unpark()
         return True
+
+    def _end(self) -> None:
+        self._ended = True
+        self._readers.unpark_all()
 
 
 class EventHub:
@@ -341,10 +359,11 @@ class EventHub:
         epoch: Unix time minus Trio's clock, for who makes events.
     """
 
-    __slots__ = ("_closed", "_logged", "_streams", "active", "dropped", "epoch", "messages")
+    __slots__ = ("_by_kind", "_closed", "_logged", "_streams", "active", "dropped", "epoch", "messages")
 
     def __init__(self, epoch: float) -> None:
         self._streams: list[EventStream] = []
+        self._by_kind: dict[type[Event], list[EventStream]] = {}
         self._closed = False
         self._logged = False
         self.active: bool = False
@@ -366,12 +385,14 @@ class EventHub:
         kind = event.__class__
         if self._logged and isinstance(event, MessageEvent):
             _log_message(event)
-        for stream in self._streams:
-            if kind in stream.kinds and not stream._offer(event):
+        for stream in self._by_kind.get(kind, ()):
+            if not stream._offer(event):
                 self.dropped += 1
 
     @contextmanager
-    def subscribe(self, kinds: Collection[type[Event]] | None, max_buffer_size: int) -> Iterator[EventStream]:
+    def subscribe(
+        self, kinds: Collection[type[Event]] | None, max_buffer_size: int, client_id: str | None = None
+    ) -> Iterator[EventStream]:
         """Subscribe for the length of one ``with``.
 
         Raises:
@@ -383,9 +404,9 @@ class EventHub:
             raise TypeError(f"kinds = {kinds!r}: expected classes of events, such as ConnectEvent")
         if not max_buffer_size >= 1:
             raise ValueError(f"max_buffer_size = {max_buffer_size!r}: expected at least 1")
-        stream = EventStream(chosen, max_buffer_size)
+        stream = EventStream(chosen, max_buffer_size, client_id)
         if self._closed:
-            stream._send.close()
+            stream._end()
         self._streams.append(stream)
         self._recount()
         try:
@@ -393,23 +414,26 @@ class EventHub:
         finally:
             self._streams.remove(stream)
             self._recount()
-            stream._send.close()
-            stream._receive.close()
+            stream._end()
+            stream._buffer.clear()
 
     @asynccontextmanager
-    async def open(self, kinds: Collection[type[Event]] | None, max_buffer_size: int) -> AsyncIterator[EventStream]:
+    async def open(
+        self, kinds: Collection[type[Event]] | None, max_buffer_size: int, client_id: str | None
+    ) -> AsyncIterator[EventStream]:
         """Subscribe for the length of one ``async with``; see `subscribe`."""
-        with self.subscribe(kinds, max_buffer_size) as stream:
+        with self.subscribe(kinds, max_buffer_size, client_id) as stream:
             yield stream
 
     def close(self) -> None:
         """Let every stream end once what it has buffered was read."""
         self._closed = True
         for stream in self._streams:
-            stream._send.close()
+            stream._end()
         self._recount()
 
     def _recount(self) -> None:
+        self._by_kind = {kind: [stream for stream in self._streams if kind in stream.kinds] for kind in EVENTS}
         self.active = bool(self._streams) and not self._closed
         self._logged = log.is_enabled_for(logging.DEBUG) and not self._closed
         self.messages = self._logged or (self.active and any(stream.kinds & _MESSAGES for stream in self._streams))

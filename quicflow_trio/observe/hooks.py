@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, final
 
 import trio
@@ -42,37 +44,39 @@ class Hooks:
     """
 
     def __init__(self) -> None:
-        self._hooks: list[tuple[type[Event], Callable[[Any], Awaitable[None]]]] = []
+        self._hooks: list[tuple[frozenset[type[Event]], Callable[[Any], Awaitable[None]]]] = []
 
-    def on(self, kind: type[E]) -> Callable[[Callable[[E], Awaitable[None]]], Callable[[E], Awaitable[None]]]:
-        """Register the decorated function for a kind of event; see `add`."""
+    def on(self, *kinds: type[E]) -> Callable[[Callable[[E], Awaitable[None]]], Callable[[E], Awaitable[None]]]:
+        """Register the decorated function for one kind of event or several; see `add`."""
 
         def register(hook: Callable[[E], Awaitable[None]]) -> Callable[[E], Awaitable[None]]:
-            self.add(kind, hook)
+            self.add(hook, *kinds)
             return hook
 
         return register
 
-    def add(self, kind: type[E], hook: Callable[[E], Awaitable[None]]) -> None:
-        """Call ``hook`` with every event of this kind, from the next `serve` or `open_client` on.
+    def add(self, hook: Callable[[E], Awaitable[None]], *kinds: type[E]) -> None:
+        """Call ``hook`` with every event of these kinds, from the next `serve` or `open_client` on.
 
         Raises:
-            ConfigurationError: ``kind`` is no kind of event, or the hook cannot be called.
+            ConfigurationError: a kind is no kind of event, or none is given, or the hook is not an async function.
         """
-        if kind not in EVENTS:
-            raise ConfigurationError(f"Hooks: kind = {kind!r}: expected a class of events, such as ConnectEvent")
-        if not callable(hook):
+        if not kinds or not set(kinds) <= set(EVENTS):
+            raise ConfigurationError(f"Hooks: kinds = {kinds!r}: expected classes of events, such as ConnectEvent")
+        # An object with an async __call__ is as good as a function, and so is a partial of either.
+        called = hook.func if isinstance(hook, partial) else hook
+        if not (inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None))):  # noqa: B004
             raise ConfigurationError(f"Hooks: hook = {hook!r}: expected an async function")
-        self._hooks.append((kind, hook))
+        self._hooks.append((frozenset(kinds), hook))
 
 
 @asynccontextmanager
 async def open_hooks(hooks: Hooks | None, hub: EventHub, failed: Callable[[], None]) -> AsyncIterator[None]:
-    """Run the hooks beside the block. When the block ends normally they get a second for the events that are still buffered.
+    """Run the hooks beside the block. When it ends, however it ends, they get a second for the events that are still buffered.
 
     Args:
         hooks: what to run; None runs nothing.
-        hub: where the events come from; closed when the block ends normally.
+        hub: where the events come from; closed when the block ends.
         failed: called when a hook has raised.
     """
     if hooks is None or not hooks._hooks:
@@ -80,24 +84,25 @@ async def open_hooks(hooks: Hooks | None, hub: EventHub, failed: Callable[[], No
         return
     with ExitStack() as stack:
         # Subscribed before the block begins, so that no event of its beginning is missed.
-        pairs = [(stack.enter_context(hub.subscribe({kind}, BUFFER)), hook) for kind, hook in hooks._hooks]
+        pairs = [(stack.enter_context(hub.subscribe(kinds, BUFFER)), hook) for kinds, hook in hooks._hooks]
+        # A cancellation from outside must not take the hooks first: then nobody would see the end that it causes.
+        scope = trio.CancelScope(shield=True)
         async with open_background() as background:
-            ended = trio.Event()
-            background.start_soon(_run_all, pairs, failed, ended)
-            yield
-            # Again where the owner did it already: what ends here are the hooks' streams.
-            hub.close()
-            with trio.move_on_after(GRACE):
-                await ended.wait()
+            background.start_soon(_run_all, pairs, failed, scope)
+            try:
+                yield
+            finally:
+                hub.close()
+                scope.deadline = trio.current_time() + GRACE
 
 
 async def _run_all(
-    pairs: list[tuple[EventStream, Callable[[Any], Awaitable[None]]]], failed: Callable[[], None], ended: trio.Event
+    pairs: list[tuple[EventStream, Callable[[Any], Awaitable[None]]]], failed: Callable[[], None], scope: trio.CancelScope
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        for stream, hook in pairs:
-            nursery.start_soon(_run, stream, hook, failed, name=hook)
-    ended.set()
+    with scope:
+        async with trio.open_nursery() as nursery:
+            for stream, hook in pairs:
+                nursery.start_soon(_run, stream, hook, failed, name=hook)
 
 
 async def _run(stream: EventStream, hook: Callable[[Any], Awaitable[None]], failed: Callable[[], None]) -> None:

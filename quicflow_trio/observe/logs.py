@@ -36,7 +36,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from ..errors import ConfigurationError
 
-__all__ = ["Limiter", "Logger", "configure_logging", "get_logger", "printable"]
+__all__ = ["Limiter", "Logger", "configure_logging", "get_logger", "printable", "report_suppressed"]
 
 LONGEST = 128
 FIELD = 512
@@ -47,12 +47,9 @@ TRACEBACK_LINES = 200
 
 PERIOD = 10.0
 """Seconds in which repeats of one event are counted."""
-REPEATS = {"info": 1000, "warning": 10, "error": 10, "critical": 10}
-"""Times that one event passes within `PERIOD`; debug always does.
-
-A thousand clients that come at once are logged in full. What repeats faster says nothing new, and each line costs some 30 us of the
-time that traffic has.
-"""
+REPEATS = {"warning": 10, "error": 10, "critical": 10}
+"""Times that one event passes within `PERIOD`. Debug and info always do: at info stands each change of state, and none may be missing;
+a warning beside it that repeats a hundred times says nothing new."""
 TRACKED = 1024
 """Events whose repeats are counted; past it the oldest is forgotten."""
 
@@ -120,7 +117,8 @@ class _Window:
 class Limiter:
     """A processor that drops an event which repeats too often; the next one to pass says how many were: ``suppressed=K``.
 
-    Events are the same when logger, level and text are: whom one is about does not count, or each forged client id would have its own.
+    Events are the same when logger, level, text and hook are: whom one is about does not count, or each forged client id would have
+    its own.
 
     Args:
         clock: seconds, monotonic.
@@ -129,14 +127,14 @@ class Limiter:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         # In the order of their beginning.
-        self._windows: OrderedDict[tuple[str, str, str], _Window] = OrderedDict()
+        self._windows: OrderedDict[tuple[str, str, str, str], _Window] = OrderedDict()
 
     def __call__(self, logger: WrappedLogger, level: str, fields: EventDict) -> EventDict:
         """Let the event pass, or raise `structlog.DropEvent`."""
         limit = REPEATS.get(level)
         if limit is None:
             return fields
-        key = (logger.name, level, fields["event"])
+        key = (logger.name, level, fields["event"], str(fields.get("hook", "")))
         now = self._clock()
         window = self._windows.get(key)
         if window is None or now - window.began >= PERIOD:
@@ -147,7 +145,7 @@ class Limiter:
         window.passed += 1
         return fields
 
-    def _renew(self, key: tuple[str, str, str], now: float, fields: EventDict) -> _Window:
+    def _renew(self, key: tuple[str, str, str, str], now: float, fields: EventDict) -> _Window:
         ended = self._windows.pop(key, None)
         if ended is not None and ended.suppressed:
             fields["suppressed"] = ended.suppressed
@@ -155,6 +153,15 @@ class Limiter:
             self._windows.popitem(last=False)
         window = self._windows[key] = _Window(now)
         return window
+
+    def take_suppressed(self) -> dict[str, int]:
+        """Return how often each event was suppressed since it was last said, and forget it."""
+        taken: dict[str, int] = {}
+        for (_, _, event, _), window in self._windows.items():
+            if window.suppressed:
+                taken[event] = taken.get(event, 0) + window.suppressed
+                window.suppressed = 0
+        return taken
 
     def clear(self) -> None:
         """Forget all repeats: for tests, which are not to see each other's."""
@@ -247,6 +254,12 @@ def get_logger(name: str) -> Logger:
     """Return the logger of a module: that of the standard library by this name, with events and fields."""
     processors: list[Processor] = [limiter, _merge, _escape]
     return Logger(logging.getLogger(name), processors, {})
+
+
+def report_suppressed() -> None:
+    """Say what was suppressed and not said since, at an end after which nothing may say it."""
+    for event, number in limiter.take_suppressed().items():
+        get_logger(__name__).warning("repeats were held back", what=event, suppressed=number)
 
 
 # -- for programs ------------------------------------------------------------------------------------------------------

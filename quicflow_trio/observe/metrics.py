@@ -82,13 +82,14 @@ class Counters:
         "inbox_drops",
         "internal_errors",
         "latency",
+        "messages_abandoned",
+        "messages_cancelled",
         "messages_lost",
         "messages_received",
         "messages_sent",
         "network_errors",
         "packets_lost",
         "reconnect_attempts",
-        "request_timeouts",
         "throughput",
     )
 
@@ -97,6 +98,8 @@ class Counters:
         self.messages_sent: int = 0
         self.messages_received: int = 0
         self.messages_lost: int = 0
+        self.messages_cancelled: int = 0
+        self.messages_abandoned: int = 0
         self.handlers_failed: int = 0
         self.handlers_timed_out: int = 0
         self.bytes_sent: int = 0
@@ -104,7 +107,6 @@ class Counters:
         self.heartbeats_sent: int = 0
         self.heartbeats_received: int = 0
         self.heartbeat_timeouts: int = 0
-        self.request_timeouts: int = 0
         self.acks_late: int = 0
         self.broadcasts_sent: int = 0
         self.broadcast_targets: int = 0
@@ -208,6 +210,8 @@ class MetricsSnapshot:
     messages_lost: int = counter(
         "messages taken for sending whose delivery was not confirmed when the connection or session ended"
     )
+    messages_cancelled: int = counter("messages received and taken back by their sender before their handler had ended")
+    messages_abandoned: int = counter("messages received whose handler was never started because their session ended")
     requests_refused: int = counter("requests refused because the waiting table was full")
     requests_cancelled: int = counter(
         "requests that ended without an ack or time-out: the caller was cancelled, the connection ended"

@@ -6,6 +6,6 @@ it listens; `http` says how that is done. Reading is open on the machine itself,
 
 from __future__ import annotations
 
-from .service import run_ops
+from .service import bind_ops, run_ops
 
-__all__ = ["run_ops"]
+__all__ = ["bind_ops", "run_ops"]

@@ -88,10 +88,10 @@ class EventFeed:
         async def stream(scope: Scope, _: Receive, send: Send) -> None:
             with self._counted():
                 # Subscribed before the head is sent: who has read it misses nothing from then on.
-                async with self._view.open_events(max_buffer_size=BUFFER, kinds=query.kinds) as events:
+                async with self._view.open_events(max_buffer_size=BUFFER, kinds=query.kinds, client_id=query.client_id) as events:
                     await send({"type": "http.response.start", "status": 200, "headers": [*HEADERS]})
                     if scope["method"] != "HEAD":
-                        await self._write_all(_Batches(events, query.client_id), send)
+                        await self._write_all(_Batches(events), send)
                     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         return stream
@@ -134,9 +134,8 @@ class _Batches:
         ended: true when no further event will come.
     """
 
-    def __init__(self, events: EventStream, client_id: str | None) -> None:
+    def __init__(self, events: EventStream) -> None:
         self._events = events
-        self._client_id = client_id
         self._batch: list[Event] = []
         self._number = 0
         self._dropped = 0
@@ -164,11 +163,10 @@ class _Batches:
         batch, self._batch = self._batch, []
         pieces: list[bytes] = []
         for event in batch:
-            if self._client_id is None or event.client_id == self._client_id:
-                self._number += 1
-                pieces.append(_record(event.kind, event.as_json(), self._number))
-                if len(pieces) % SLICE == 0:
-                    await trio.lowlevel.checkpoint()
+            self._number += 1
+            pieces.append(_record(event.kind, event.as_json(), self._number))
+            if len(pieces) % SLICE == 0:
+                await trio.lowlevel.checkpoint()
         dropped = self._events.dropped - self._dropped
         if dropped:
             self._dropped += dropped

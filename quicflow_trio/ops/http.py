@@ -62,6 +62,9 @@ async def bind(host: str, port: int) -> trio.SocketListener:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await listening.bind(address)
         listening.listen(BACKLOG)
+    except OSError as exc:
+        listening.close()
+        raise OSError(exc.errno, f"the ops side cannot listen on {host} port {port}: {exc.strerror}") from exc
     except BaseException:
         listening.close()
         raise

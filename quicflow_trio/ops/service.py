@@ -19,7 +19,7 @@ from .page import LivePage
 from .samples import Sampler
 from .view import ServerView
 
-__all__ = ["run_ops"]
+__all__ = ["bind_ops", "run_ops"]
 
 log: Logger = get_logger(__name__)
 
@@ -27,7 +27,22 @@ RESTART_PAUSE = 1.0
 """Seconds before a part that failed is started again."""
 
 
-async def run_ops(view: ServerView, config: OpsConfig, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+async def bind_ops(config: OpsConfig) -> trio.SocketListener:
+    """Listen where the configuration says; the listener is for `run_ops`.
+
+    Raises:
+        OSError: the address cannot be bound; the text says which and why.
+    """
+    return await bind(config.host, config.port)
+
+
+async def run_ops(
+    view: ServerView,
+    config: OpsConfig,
+    *,
+    listener: trio.SocketListener | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Serve those who operate a server until it is cancelled. Start it in a nursery, which gets the URL once it is bound.
 
     Cancelled, it takes no further connection, gives requests under way ``config.stop_grace`` seconds to end, and leaves nothing behind.
@@ -36,13 +51,15 @@ async def run_ops(view: ServerView, config: OpsConfig, *, task_status: trio.Task
     Args:
         view: the server.
         config: see `OpsConfig`.
+        listener: what `bind_ops` returned; None binds now.
         task_status: Trio's; it is given the URL.
 
     Raises:
         OSError: the address cannot be bound.
     """
     page = LivePage()
-    listener = await bind(config.host, config.port)
+    if listener is None:
+        listener = await bind_ops(config)
     with closing(listener.socket):
         _warn_if_exposed(listener.socket.getsockname()[0], config)
         async with trio.open_nursery() as tasks:

@@ -101,7 +101,7 @@ class ServerView(Protocol):
         """Return all figures."""
 
     def open_events(
-        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
+        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None, client_id: str | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
         """Subscribe to events."""
 

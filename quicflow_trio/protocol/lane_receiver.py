@@ -174,12 +174,14 @@ class LaneReceiver:
             self.newer = None
             newer()
 
-    def abandon(self) -> None:
-        """Give up what waits: no handler will be started for it any more."""
+    def abandon(self) -> int:
+        """Give up what waits, and count it: no handler will be started for it any more."""
+        number = len(self.queue) + len(self._later)
         self.queue.clear()
         self._later.clear()
         self.held_back = False
         self.pass_on()
+        return number
 
     @property
     def active(self) -> int:

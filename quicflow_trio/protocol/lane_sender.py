@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, Self
 
-from ..errors import PayloadTooLarge, QuicFlowError, RemoteProtocolError
+from ..errors import AckTimeout, PayloadTooLarge, QuicFlowError, RemoteProtocolError
 from ..message import Delivery, Message
 from ..observe.histogram import Histogram
 from ..wire import AckFrame, FrameReader, LaneOpen, ReceiptFrame, decode, encode, encode_cancel, encode_message
@@ -148,13 +148,17 @@ class OutgoingRequest(Outgoing):
         self.live = True
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Give the place back; whatever is not finished by now is withdrawn."""
+    def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
+        """Give the place back; whatever is not finished by now is withdrawn.
+
+        How the wait ended is decided here and once: its deadline can pass when its caller has been cancelled already.
+        """
         self.live = False
         if self.timed:
             self.timed = False
             self._deadlines.ended_early()
-        self._share.leave(abandoned=self.ack is None and not self.expired)
+        timed_out = self.expired and self.ack_error is None and (kind is None or issubclass(kind, AckTimeout))
+        self._share.leave(acked=self.ack is not None, timed_out=timed_out)
         self.wake = None
         if self.ack is None and self.ack_error is None:
             self.lane.withdraw(self)

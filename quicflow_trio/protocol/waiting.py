@@ -22,10 +22,11 @@ class WaitingTable:
         active: waiters now.
         created: waiters since the start.
         refused: requests refused because the table or the share was full.
+        timed_out: waiters that left because their time was over.
         abandoned: waiters that left with neither an ack nor a time-out.
     """
 
-    __slots__ = ("abandoned", "active", "created", "limit", "refused", "share")
+    __slots__ = ("abandoned", "active", "created", "limit", "refused", "share", "timed_out")
 
     def __init__(self, limit: int, share: int) -> None:
         self.limit: int = limit
@@ -33,6 +34,7 @@ class WaitingTable:
         self.active: int = 0
         self.created: int = 0
         self.refused: int = 0
+        self.timed_out: int = 0
         self.abandoned: int = 0
 
 
@@ -68,12 +70,16 @@ class WaitingShare:
         table.created += 1
         self.active += 1
 
-    def leave(self, *, abandoned: bool = False) -> None:
-        """Count one waiter less; ``abandoned`` when it got neither an ack nor its time-out."""
+    def leave(self, *, acked: bool = True, timed_out: bool = False) -> None:
+        """Count one waiter less, and how it ended."""
         table = self._table
         table.active -= 1
-        table.abandoned += abandoned
         self.active -= 1
+        if not acked:
+            if timed_out:
+                table.timed_out += 1
+            else:
+                table.abandoned += 1
 
 
 class Expiring(Protocol):

@@ -40,10 +40,10 @@ def test_the_demo(quicflow: Quicflow) -> None:
     for name in NAMES:
         assert f"│ {name} " in ran.out
     assert ran.out.endswith(" s.\n")
-    # The server's own figures, after it has stopped: one handler has raised, one was cut off.
+    # The server's own figures, after it has stopped: one handler has raised, one was taken back.
     figures = ran.out.partition("What the server counted")[2]
     assert "messages sent, received" in figures
-    assert re.search(r"messages failed +│ +2 ", figures)
+    assert re.search(r"messages failed, cancelled +│ +1, 1 ", figures)
     # Plain text when it is not a terminal.
     assert "\x1b" not in ran.out
 

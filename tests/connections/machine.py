@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from quicflow_trio import Client, ClientConfig, ClientState, Router, Server, ServerConfig, open_client, serve
+from quicflow_trio import Client, ClientConfig, ClientState, Hooks, Router, Server, ServerConfig, open_client, serve
 from quicflow_trio.background import open_background
 from quicflow_trio.testing import MemoryNetwork, echo_router, throwaway_tls
 
@@ -17,11 +17,19 @@ SERVER_TLS, CLIENT_TLS = throwaway_tls()
 class Machine:
     """The host ``server``: its server process comes and goes."""
 
-    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, router: Router | None, config: ServerConfig | None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        network: MemoryNetwork,
+        router: Router | None,
+        config: ServerConfig | None,
+        hooks: Hooks | None,
+    ) -> None:
         self.network = network
         self._nursery = nursery
         self._router = echo_router() if router is None else router
         self._config = config
+        self._hooks = hooks
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
         self.server: Server
@@ -34,7 +42,13 @@ class Machine:
     async def _run(self, task_status: trio.TaskStatus[Server]) -> None:
         with self._scope:
             await serve(
-                self._router, host="server", tls=SERVER_TLS, config=self._config, network=self.network, task_status=task_status
+                self._router,
+                host="server",
+                tls=SERVER_TLS,
+                config=self._config,
+                hooks=self._hooks,
+                network=self.network,
+                task_status=task_status,
             )
         self._gone.set()
 
@@ -52,10 +66,15 @@ class Machine:
 
 @asynccontextmanager
 async def open_machine(
-    network: MemoryNetwork | None = None, *, router: Router | None = None, config: ServerConfig | None = None, start: bool = True
+    network: MemoryNetwork | None = None,
+    *,
+    router: Router | None = None,
+    config: ServerConfig | None = None,
+    hooks: Hooks | None = None,
+    start: bool = True,
 ) -> AsyncIterator[Machine]:
     async with open_background() as background:
-        machine = Machine(background, MemoryNetwork(delay=0.01) if network is None else network, router, config)
+        machine = Machine(background, MemoryNetwork(delay=0.01) if network is None else network, router, config, hooks)
         if start:
             await machine.start()
         yield machine

@@ -121,6 +121,8 @@ async def test_a_takeover(autojump_clock: MockClock) -> None:
             await second.wait_connected()
             await trio.sleep(1)
             assert there.of(DisconnectEvent)[0].reason is DisconnectReason.SESSION_REPLACED
+            # Whoever keeps a set of the connected adds and takes out in this order, and has the client in it.
+            assert there.kinds() == ["connect", "disconnect", "connect", "reconnect"]
             assert there.one(ReconnectEvent).away == 0.0
             assert len(there.of(ConnectEvent)) == 2
         with pytest.raises(Exception, match="newer connection"):

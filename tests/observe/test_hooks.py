@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -10,6 +12,7 @@ from quicflow_trio import (
     ConfigurationError,
     ConnectEvent,
     DisconnectEvent,
+    Event,
     Hooks,
     Message,
     MessageReceivedEvent,
@@ -122,15 +125,60 @@ async def test_when_the_server_is_cancelled_they_are_too(autojump_clock: MockClo
         async with open_world(hooks=hooks):
             await trio.sleep(1)
             scope.cancel()
+            cancelled_at = trio.current_time()
     assert cancelled == ["client-0"]
+    assert trio.current_time() - cancelled_at < 1.5
+
+
+async def test_they_see_the_end_of_a_server_that_is_cancelled(autojump_clock: MockClock) -> None:
+    # As Ctrl-C does it.
+    hooks = Hooks()
+    seen: list[str] = []
+
+    @hooks.on(ConnectEvent, DisconnectEvent, StateChangeEvent)
+    async def note(event: Event) -> None:
+        await trio.sleep(0.01)
+        seen.append(event.new if isinstance(event, StateChangeEvent) else event.kind)
+
+    with trio.CancelScope() as scope:
+        async with open_world(hooks=hooks):
+            await trio.sleep(1)
+            scope.cancel()
+    # One function for several kinds gets them in their order.
+    assert seen == ["listening", "connect", "disconnect", "stopped"]
+
+
+async def test_one_may_stop_the_server(autojump_clock: MockClock) -> None:
+    hooks = Hooks()
+    async with open_machine(hooks=hooks) as machine:
+
+        @hooks.on(ConnectEvent)
+        async def stop(event: ConnectEvent) -> None:
+            await machine.server.drain(grace=1)
+
+        await machine.stop()
+        await machine.start()
+        with trio.fail_after(10):
+            async with client_of(machine.network) as client:
+                await client.wait_connected()
+                await machine.server._stopped.wait()
+
+
+async def _take(event: Event) -> None:
+    pass
 
 
 def test_wrong_arguments() -> None:
     hooks = Hooks()
-    with pytest.raises(ConfigurationError, match="expected a class of events"):
-        hooks.add("connect", print)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="expected classes of events"):
+        hooks.add(_take)
     with pytest.raises(ConfigurationError, match="expected an async function"):
-        hooks.add(ConnectEvent, None)  # type: ignore[arg-type]
+        hooks.add(print, ConnectEvent)  # type: ignore[arg-type]
+    hooks.add(partial(_take), ConnectEvent)
+    with pytest.raises(ConfigurationError, match="expected classes of events"):
+        hooks.add(_take, "connect")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="expected an async function"):
+        hooks.add(None, ConnectEvent)  # type: ignore[arg-type]
 
 
 async def test_one_object_serves_many(autojump_clock: MockClock) -> None:

@@ -28,6 +28,7 @@ from quicflow_trio.observe.logs import (
     configure_logging,
     get_logger,
     printable,
+    report_suppressed,
 )
 from quicflow_trio.testing import open_world
 
@@ -268,14 +269,16 @@ class Clock:
         return self.now
 
 
-def passes(limiter: Limiter, event: str = "e", level: str = "warning", name: str = NAME) -> structlog.typing.EventDict | None:
+def passes(
+    limiter: Limiter, event: str = "e", level: str = "warning", name: str = NAME, **more: str
+) -> structlog.typing.EventDict | None:
     try:
-        return dict(limiter(logging.getLogger(name), level, {"event": event}))
+        return dict(limiter(logging.getLogger(name), level, {"event": event, **more}))
     except structlog.DropEvent:
         return None
 
 
-@pytest.mark.parametrize("level", ["info", "warning", "error", "critical"])
+@pytest.mark.parametrize("level", ["warning", "error", "critical"])
 def test_repeats_stop_and_the_next_one_says_how_many(level: str) -> None:
     clock = Clock()
     limiter = Limiter(clock)
@@ -288,9 +291,10 @@ def test_repeats_stop_and_the_next_one_says_how_many(level: str) -> None:
     assert passes(limiter, level=level) == {"event": "e"}, "it is said once"
 
 
-def test_debug_is_not_limited() -> None:
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_states_and_messages_are_not_limited(level: str) -> None:
     limiter = Limiter(Clock())
-    assert all(passes(limiter, level="debug") for _ in range(5000))
+    assert all(passes(limiter, level=level) for _ in range(5000))
     assert len(limiter) == 0
 
 
@@ -302,6 +306,18 @@ def test_others_are_not_suppressed_with_it() -> None:
     assert passes(limiter, event="another")
     assert passes(limiter, level="error")
     assert passes(limiter, name="another.module")
+    assert passes(limiter, hook="another hook"), "or a hook that always fails would hide one that fails now and then"
+
+
+def test_what_was_held_back_is_said_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(REPEATS["warning"] + 7):
+        get_logger(NAME).warning("refused")
+    caplog.clear()
+    report_suppressed()
+    report_suppressed()
+    (record,) = caplog.records
+    assert "what=refused" in record.getMessage()
+    assert "suppressed=7" in record.getMessage()
 
 
 def test_the_table_is_bounded() -> None:

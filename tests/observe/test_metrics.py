@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import trio
@@ -273,6 +274,70 @@ async def test_promises(autojump_clock: MockClock) -> None:
             },
         )
         await until(lambda: world.server.metrics().handlers_running == 0)
+
+
+async def test_a_promise_is_counted_once_however_it_ends(autojump_clock: MockClock) -> None:
+    # The deadline of the request and that of its caller fall together; which of the two comes first is up to chance.
+    gate = Gate(serial=False)
+    async with open_world(router=gate.router, client_router=gate.router) as world:
+        client = world.clients["client-0"]
+        for _ in range(50):
+            with trio.move_on_after(0.5):
+                with pytest.raises(AckTimeout):
+                    await client.request(Message.command(), ack_timeout=0.5)
+        here = client.metrics()
+        assert (here.promise_created, here.promise_timeouts + here.requests_cancelled, here.promise_active) == (50, 50, 0)
+
+        async with trio.open_nursery() as nursery:
+
+            async def ask_all() -> None:
+                await world.server.broadcast(Message.command(), ack_timeout=5)
+
+            nursery.start_soon(ask_all)
+            await trio.sleep(1)
+            await world.server.session("client-0").close()
+        there = world.server.metrics()
+        assert (there.promise_created, there.promise_timeouts, there.requests_cancelled) == (1, 0, 1)
+
+
+async def test_messages_taken_back_are_no_failures(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    async with open_world(router=gate.router) as world:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(world.clients["client-0"].request, Message.command())
+            await until(lambda: gate.started)
+            nursery.cancel_scope.cancel()
+        await until(lambda: world.server.metrics().dispatch_depth == 0)
+        there = world.server.metrics()
+        assert (there.messages_received, there.messages_cancelled, there.messages_failed, there.handlers_failed) == (1, 10, 0, 0)
+
+
+async def test_messages_abandoned_at_the_end_of_a_session(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    async with open_machine(router=gate.router) as machine, client_of(machine.network) as client:
+        for _ in range(20):
+            sent = await client.send(Message.command())
+        await sent.delivered()
+        server = machine.server
+        await server.aclose()
+        there = server.metrics()
+        assert (there.messages_received, there.messages_abandoned) == (1, 19)
+
+
+async def test_an_attempt_is_refused_once_however_often_its_packet_comes(autojump_clock: MockClock) -> None:
+    async with (
+        open_machine(router=Gate().router) as machine,
+        client_of(machine.network, "first") as first,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(first.send, Message.command())
+        await first.wait_connected()
+        await trio.sleep(1)
+        nursery.start_soon(partial(machine.server.drain, grace=20))
+        async with client_of(machine.network, "late", config=ClientConfig(handshake_timeout=5, backoff_initial=60)):
+            await trio.sleep(4)
+            assert machine.server.metrics().connections_refused == {"server:draining": 1}
 
 
 async def test_an_ack_that_comes_too_late(autojump_clock: MockClock) -> None:

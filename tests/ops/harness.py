@@ -153,9 +153,9 @@ class FakeServer:
         return MetricsSnapshot(connected_clients=len(self.sessions), latency=self.latency.snapshot(), **self.figures)
 
     def open_events(
-        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None
+        self, *, max_buffer_size: int = 256, kinds: Collection[type[Event]] | None = None, client_id: str | None = None
     ) -> AbstractAsyncContextManager[EventStream]:
-        return self.hub.open(kinds, max_buffer_size)
+        return self.hub.open(kinds, max_buffer_size, client_id)
 
     async def broadcast(
         self, message: Message, *, to: Iterable[str] | None = None, ack_timeout: float | None = None
