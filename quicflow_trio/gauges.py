@@ -76,7 +76,7 @@ def measure(
     now = trio.current_time()
     counters = instruments.counters
     latency = counters.latency.snapshot()
-    completed = latency.count
+    completed = table.acked
     inbox_drops, packets_lost = _transport(connections)
     inbox_drops += counters.inbox_drops
     return MetricsSnapshot(

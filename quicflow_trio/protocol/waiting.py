@@ -37,6 +37,11 @@ class WaitingTable:
         self.timed_out: int = 0
         self.abandoned: int = 0
 
+    @property
+    def acked(self) -> int:
+        """Return how many waiters left with their ack: one whose ack came and that has not run since is still active."""
+        return self.created - self.active - self.timed_out - self.abandoned
+
 
 class WaitingShare:
     """One session's part of a `WaitingTable`.

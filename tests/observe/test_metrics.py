@@ -313,6 +313,32 @@ async def test_messages_taken_back_are_no_failures(autojump_clock: MockClock) ->
         assert (there.messages_received, there.messages_cancelled, there.messages_failed, there.handlers_failed) == (1, 10, 0, 0)
 
 
+class Sums(trio.abc.Instrument):
+    """Checks before each step of a task that every request is exactly one of active, acked, timed out and cancelled."""
+
+    def __init__(self, side: Client) -> None:
+        self._side = side
+        self.acked: set[int] = set()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = self._side.metrics()
+        ended = now.promise_completed + now.promise_timeouts + now.requests_cancelled
+        assert now.promise_created == ended + now.promise_active
+        self.acked.add(now.promise_completed)
+
+
+async def test_a_request_is_one_thing_at_any_moment(autojump_clock: MockClock) -> None:
+    async with open_world(network=MemoryNetwork(delay=SLOW)) as world:
+        client = world.clients["client-0"]
+        sums = Sums(client)
+        trio.lowlevel.add_instrument(sums)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(client.request, Message.command())
+        trio.lowlevel.remove_instrument(sums)
+        assert max(sums.acked) == 20
+
+
 async def test_messages_abandoned_at_the_end_of_a_session(autojump_clock: MockClock) -> None:
     gate = Gate()
     async with open_machine(router=gate.router) as machine, client_of(machine.network) as client:
