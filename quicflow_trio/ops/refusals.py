@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -100,5 +101,9 @@ async def _unrouted(request: Request, exc: Exception) -> Response:
     return _answer(exc.status_code, NAMES.get(exc.status_code, "HTTPError"), message, exc.headers or {})
 
 
-HANDLERS = {Refusal: _refused, QuicFlowError: _failed, HTTPException: _unrouted}
+HANDLERS: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+    Refusal: _refused,
+    QuicFlowError: _failed,
+    HTTPException: _unrouted,
+}
 """What makes an answer of each exception."""
