@@ -188,7 +188,8 @@ def fetch(url: str) -> str:
 
 
 @pytest.mark.realtime
-def test_the_server_runs_and_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["a signal", "an operator"])
+def test_the_server_runs_and_stops(tmp_path: Path, by: str) -> None:
     # From another folder, with warnings as errors, like the other examples.
     command = [
         sys.executable,
@@ -200,7 +201,8 @@ def test_the_server_runs_and_stops(tmp_path: Path) -> None:
         "--ops=127.0.0.1:0",
         "--json",
     ]
-    environment = {name: value for name, value in os.environ.items() if name not in {"LOG_LEVEL", "QUICFLOW_OPS_TOKEN"}}
+    environment = {name: value for name, value in os.environ.items() if name != "LOG_LEVEL"}
+    environment["QUICFLOW_OPS_TOKEN"] = "open-sesame"
     log = tmp_path / "log.jsonl"
     # The log goes to a file: a pipe that nobody reads would stop the server once it is full.
     with (
@@ -220,12 +222,16 @@ def test_the_server_runs_and_stops(tmp_path: Path) -> None:
                 figures = {
                     sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
                 }
-            server.send_signal(signal.SIGINT)
+            if by == "a signal":
+                server.send_signal(signal.SIGINT)
+            else:
+                drain = urllib.request.Request(announced[1] + "/drain", b"{}", {"Authorization": "Bearer open-sesame"})
+                urllib.request.urlopen(drain, timeout=10).close()
             out, _ = server.communicate(timeout=30)
         finally:
             server.kill()
     err = log.read_text(encoding="utf-8")
-    assert (server.returncode, out) == (0, "draining\ndone\n"), err
+    assert (server.returncode, out) == (0, "draining\ndrained\n" if by == "a signal" else "drained\n"), err
     logged = [json.loads(line) for line in err.splitlines()]
     assert {"listening", "client connected", "draining", "client disconnected", "stopped"} <= {line["event"] for line in logged}
     audited = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from quicflow_trio import (
     Client,
     ConfigurationError,
     ConnectEvent,
+    ConnectionClosed,
+    ConnectionLost,
     DisconnectEvent,
     Event,
     HandlerFailed,
@@ -36,6 +39,7 @@ from quicflow_trio import (
     Request,
     Router,
     Server,
+    SessionReplaced,
     TLSConfig,
     configure_logging,
     open_client,
@@ -134,9 +138,11 @@ async def ask(server: Server, client_id: str) -> None:
 
 
 async def tell_for_ever(server: Server) -> None:
-    while True:
-        await trio.sleep(5)
-        await server.broadcast(Message.event(b"the time is now"))
+    # Once it is drained the server has nobody left to tell, and the program ends.
+    with suppress(ConnectionClosed):
+        while True:
+            await trio.sleep(5)
+            await server.broadcast(Message.event(b"the time is now"))
 
 
 # -- made-up clients ---------------------------------------------------------------------------------------------------
@@ -165,13 +171,17 @@ async def run_client(number: int, address: tuple[str, int], tls: TLSConfig) -> N
     rng = random.Random(number)
     host, port = address
     while True:
-        async with open_client(host, port, client_id=f"sensor-{number:03}", tls=tls, router=client_router(rng)) as client:
-            with trio.move_on_after(rng.uniform(20, 120)):
-                while True:
-                    await client.send(Message.event(f"{rng.gauss(20, 3):.2f}".encode()))
-                    if rng.random() < 0.2:
-                        await query(client, rng)
-                    await trio.sleep(rng.expovariate(5.0))
+        try:
+            async with open_client(host, port, client_id=f"sensor-{number:03}", tls=tls, router=client_router(rng)) as client:
+                with trio.move_on_after(rng.uniform(20, 120)):
+                    while True:
+                        await client.send(Message.event(f"{rng.gauss(20, 3):.2f}".encode()))
+                        if rng.random() < 0.2:
+                            await query(client, rng)
+                        await trio.sleep(rng.expovariate(5.0))
+        except SessionReplaced:
+            # Somebody else connected under this id, `quicflow connect --id` for instance, and may keep it.
+            return
         await trio.sleep(rng.uniform(0.5, 5))
 
 
@@ -180,7 +190,8 @@ async def query(client: Client, rng: random.Random) -> None:
     values = [rng.gauss(20, 3) for _ in range(rng.choice([0, *[5] * 50]))]
     try:
         await client.request(Message.query(json.dumps(values).encode()), ack_timeout=1.0)
-    except (HandlerFailed, AckTimeout) as exc:
+    except (HandlerFailed, AckTimeout, ConnectionLost) as exc:
+        # The connection may be lost at any time, or closed by an operator; the client connects again by itself.
         log.debug("no mean", client_id=client.client_id, error=exc)
 
 
@@ -206,9 +217,14 @@ async def run(options: argparse.Namespace) -> None:
     # Watched from before the announcement: whoever waits for it may send a signal at once.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            server: Server = await nursery.start(
-                partial(serve, make_router(), host="127.0.0.1", port=options.port, tls=server_tls, ops=ops, hooks=hooks)
-            )
+
+            async def serve_to_end(task_status: trio.TaskStatus[Server]) -> None:
+                run = partial(serve, make_router(), host="127.0.0.1", port=options.port, tls=server_tls, ops=ops, hooks=hooks)
+                await run(task_status=task_status)
+                # By the signal below or by `quicflow drain`: with the server ends the program.
+                nursery.cancel_scope.cancel()
+
+            server: Server = await nursery.start(serve_to_end)
             print(f"ops side on {server.ops_url}; Ctrl-C stops", flush=True)
             for task in (ask_for_ever, tell_for_ever, partial(forget_for_ever, flapping)):
                 nursery.start_soon(task, server)
@@ -217,8 +233,7 @@ async def run(options: argparse.Namespace) -> None:
             await anext(signals)
             print("draining", flush=True)
             await server.drain(grace=2)
-            nursery.cancel_scope.cancel()
-    print("done")
+    print("drained")
 
 
 def main() -> int:

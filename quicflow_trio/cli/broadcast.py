@@ -8,16 +8,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from .common import ExitCode, JsonFlag, shown, until_signalled
+from .common import NO_RESULT, ExitCode, JsonFlag, shown, until_signalled
 from .remote.connection import OpsOptions, open_ops
-from .remote.errors import parsed
-from .remote.payload import AckTimeout, PayloadArgument, Type, payload_fields, result_bytes, with_json_errors
+from .remote.errors import parsed, with_json_errors
+from .remote.payload import AckTimeout, PayloadArgument, Type, payload_fields, result_bytes
 from .remote.records import BadAnswer
 
 __all__ = ["app"]
 
 EPILOGUE = """Without --ack-timeout it ends when the server has queued the message for all;
-with it, when all have answered or the time is over.
+with it, when all have answered or the time is over. With --json "acked" has of
+each client "result_base64", and "result", which is null where it is no UTF-8.
 
 The server sends; it needs the token that it was started with.
 
@@ -71,7 +72,7 @@ async def _broadcast(options: OpsOptions, payload: str, fields: dict[str, Any], 
         return code
     print(f"queued for {sent:,} client{'s' * (sent != 1)}" + (f", answered by {len(acked):,}" if waits else ""))
     for client_id, result in acked.items():
-        print(f"  {shown(client_id)}: {shown(result_bytes(result))}")
+        print(f"  {shown(client_id)}: {shown(result_bytes(result)) or NO_RESULT}")
     for client_id, error in failed.items():
         print(f"  {shown(client_id)}: {shown(str(error.get('type')))}: {shown(str(error.get('message')))}")
     return code

@@ -12,7 +12,7 @@ from cyclopts import App
 from .common import ExitCode, JsonFlag, shown, until_signalled
 from .remote.columns import print_columns, print_pairs
 from .remote.connection import OpsOptions, client_path, open_ops
-from .remote.errors import parsed
+from .remote.errors import parsed, with_json_errors
 from .remote.figures import NONE, ago, count, day_and_clock, milliseconds, size, span
 from .remote.records import Change, ClientFigures, objects
 
@@ -20,7 +20,9 @@ __all__ = ["app", "parse_client", "summary"]
 
 EPILOGUE = """The history holds the last 100 changes: connects, disconnects with their
 reasons, takeovers. It is kept for the last 10,000 clients that left, so this
-works for those, too.
+works for those, too. CHANGE "disconnected" is the end of a connection, "closed"
+that the server ended the session: a `quicflow disconnect` leaves both, with its
+reason as DETAIL of each.
 
 Exit codes: 0 printed, 1 no such client, 2 usage, 3 no connection or not
 allowed, 4 no answer in time.
@@ -46,9 +48,10 @@ async def client(
     Args:
         id: client id.
         options: the server.
-        json_output: print one JSON object instead.
+        json_output: print one JSON object instead; of a failure one with "ok": false, "status" and "error".
     """
-    return await until_signalled(partial(_client, options, id, json_output))
+    run = partial(_client, options, id, json_output)
+    return await until_signalled(partial(with_json_errors, run, json_output))
 
 
 async def _client(options: OpsOptions, client_id: str, json_output: bool) -> int:

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter, validators
 from .common import ExitCode, JsonFlag, shown, until_signalled
 from .remote.columns import print_columns
 from .remote.connection import OpsClient, OpsOptions, open_ops
-from .remote.errors import parsed
+from .remote.errors import parsed, with_json_errors
 from .remote.figures import NONE, ago, count, milliseconds, size, span
 from .remote.records import ClientPage, objects
 
@@ -82,9 +82,10 @@ async def clients(
         sort: connected_at, client_id, state, rtt_ms, messages_sent, messages_received, bytes_sent, bytes_received or outbox_bytes.
         limit: how many at most.
         options: the server.
-        json_output: print one JSON object with "total", "timestamp" and "clients".
+        json_output: print one JSON object with "total", "timestamp" and "clients"; of a failure one with "ok": false, "status" and "error".
     """
-    return await until_signalled(partial(_clients, options, {"filter": filter, "state": state, "sort": sort}, limit, json_output))
+    run = partial(_clients, options, {"filter": filter, "state": state, "sort": sort}, limit, json_output)
+    return await until_signalled(partial(with_json_errors, run, json_output))
 
 
 async def _clients(options: OpsOptions, query: dict[str, str], limit: int, json_output: bool) -> int:

@@ -6,6 +6,7 @@ import enum
 import math
 import re
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import trio
 from cyclopts import Parameter
 
 from ..background import open_background
-from ..config import TLSConfig
+from ..config import OpsConfig, TLSConfig
 from ..errors import (
     AckTimeout,
     ConfigurationError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_PORT",
+    "NO_RESULT",
     "Address",
     "AddressArgument",
     "ClientTLS",
@@ -42,6 +44,7 @@ __all__ = [
     "Flag",
     "JsonFlag",
     "LogLevel",
+    "OpsToken",
     "Patience",
     "configure_logging",
     "exit_code",
@@ -50,6 +53,7 @@ __all__ = [
     "is_broken_pipe",
     "leaves",
     "plain",
+    "print_result",
     "shown",
     "until_signalled",
     "wait_connected",
@@ -157,6 +161,19 @@ def _convert_address(_type: object, tokens: tuple[Token, ...]) -> Address:
     return parse_address(tokens[0].value)
 
 
+def _convert_token(_type: object, tokens: tuple[Token, ...]) -> str | None:
+    """Return the token; None when it is empty, as compose files and systemd units leave a variable that is not set."""
+    token = tokens[0]
+    if not token.value:
+        return None
+    try:
+        return OpsConfig(token=token.value).token
+    except ConfigurationError:
+        # No ValueError: Cyclopts would show the secret. The keyword is the option, or the variable, that it came from.
+        message = f"{token.keyword}: expected 1 to 1,024 visible ASCII characters without spaces"
+        raise CommandFailed(ExitCode.USAGE, message) from None
+
+
 def _check_level(_type: object, value: str) -> None:
     if value.lower() not in LEVELS:
         raise ValueError(f"{value!r} is none of {', '.join(LEVELS)}")
@@ -171,6 +188,9 @@ AddressArgument = Annotated[Address, Parameter(name="HOST[:PORT]", converter=_co
 Patience = Annotated[float, Parameter(name="--timeout", validator=_check_seconds)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 JsonFlag = Annotated[bool, Parameter(name="--json", negative=(), show_default=False)]
+OpsToken = Annotated[
+    str | None, Parameter(env_var="QUICFLOW_OPS_TOKEN", converter=_convert_token, n_tokens=1, accepts_keys=False)
+]
 LogLevel = Annotated[str, Parameter(env_var="LOG_LEVEL", validator=_check_level)]
 
 
@@ -271,6 +291,7 @@ async def wait_connected(client: Client, address: Address, patience: float) -> N
 
 # -- output ------------------------------------------------------------------------------------------------------------
 SHOWN_CHARACTERS = 2000
+NO_RESULT = "acked, no result"
 
 
 def shown(text: str | bytes) -> str:
@@ -282,6 +303,15 @@ def shown(text: str | bytes) -> str:
     if len(text) <= SHOWN_CHARACTERS:
         return text
     return f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
+
+
+def print_result(result: bytes) -> None:
+    """Print what a handler answered as it came, and a line feed after it; that it is empty is a remark, and not an empty line."""
+    if not result:
+        print(NO_RESULT, file=sys.stderr)
+        return
+    sys.stdout.buffer.write(result + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def plain(text: str) -> str:

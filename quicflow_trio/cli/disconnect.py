@@ -9,7 +9,7 @@ from cyclopts import App
 
 from .common import ExitCode, JsonFlag, shown, until_signalled
 from .remote.connection import OpsOptions, client_path, open_ops
-from .remote.payload import with_json_errors
+from .remote.errors import with_json_errors
 
 __all__ = ["app"]
 

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter, validators
 
 from .common import ExitCode, JsonFlag, until_signalled
 from .remote.connection import OpsOptions, open_ops
-from .remote.payload import with_json_errors
+from .remote.errors import with_json_errors
 
 __all__ = ["app"]
 

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter, validators
 from ..observe.events import EVENTS
 from .common import CommandFailed, ExitCode, Flag, JsonFlag, shown, until_signalled
 from .remote.connection import EventFeed, OpsClient, OpsOptions, open_ops
-from .remote.errors import OpsUnreachable
+from .remote.errors import OpsUnreachable, with_json_errors
 from .remote.event_text import event_detail, event_time
 from .remote.figures import NONE
 from .remote.records import ServerEvent
@@ -94,12 +94,13 @@ async def events(
         count: end after so many events.
         seconds: end after so many seconds.
         options: the server.
-        json_output: print each event as one JSON object in a line.
+        json_output: print each event as one JSON object in a line; a failure as one with "ok": false, "status" and "error".
     """
     if not follow and count is None and seconds is None:
         seconds = DEFAULT_SECONDS
     wanted = Wanted(kind or (), client, count, seconds, follow)
-    code = await until_signalled(partial(_events, options, Printer(wanted, json_output)))
+    run = partial(_events, options, Printer(wanted, json_output))
+    code = await until_signalled(partial(with_json_errors, run, json_output))
     # Ctrl-C is how --follow ends: no failure.
     return ExitCode.OK if code == ExitCode.INTERRUPTED else code
 

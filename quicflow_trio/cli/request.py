@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import sys
 import time
 from functools import partial
 from typing import Annotated, Literal
@@ -27,6 +26,7 @@ from .common import (
     configure_logging,
     exit_code,
     plain,
+    print_result,
     until_signalled,
     wait_connected,
 )
@@ -34,9 +34,10 @@ from .stdin import read_all
 
 __all__ = ["app"]
 
-EPILOGUE = """The result goes to standard output as it came, and a line feed after it. With
---json it is one object with "ok", "status", "seconds", and "result"
-("result_base64" where that is no UTF-8) or "error".
+EPILOGUE = """The result goes to standard output as it came, and a line feed after it; that
+it is empty is said on standard error. With --json it is one object with "ok",
+"status", "seconds", and "result" ("result_base64" where that is no UTF-8) or
+"error".
 
 Exit codes: 0 answered, 1 the handler failed, 2 usage,
 3 no connection (unreachable, refused, lost), 4 no answer in time.
@@ -102,8 +103,7 @@ async def _request(
     if json_output:
         print(json.dumps({"ok": True, "status": "ok", "seconds": seconds} | _result(ack.result)))
     else:
-        sys.stdout.buffer.write(ack.result + b"\n")
-        sys.stdout.buffer.flush()
+        print_result(ack.result)
     return ExitCode.OK
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
 
 from cyclopts import App
 
-from .common import CommandFailed, ExitCode, Flag, JsonFlag, shown, until_signalled
+from .common import CommandFailed, ExitCode, Flag, JsonFlag, print_result, shown, until_signalled
 from .remote.connection import OpsOptions, client_path, open_ops
-from .remote.payload import AckTimeout, PayloadArgument, Type, payload_fields, result_bytes, with_json_errors
+from .remote.errors import with_json_errors
+from .remote.payload import AckTimeout, PayloadArgument, Type, payload_fields, result_bytes
 
 __all__ = ["app"]
 
 EPILOGUE = """Without --request it ends when the server has queued the message, and prints
 its id. With --request it waits for the client's handler and prints the result
-as it came, and a line feed after it.
+as it came, and a line feed after it; that it is empty is said on standard
+error. With --json it is "result_base64", and "result", which is null where it
+is no UTF-8.
 
 The server sends; it needs the token that it was started with.
 
@@ -55,7 +57,7 @@ async def send(
         request: wait for the client's answer and print it.
         ack_timeout: seconds that the answer may take, with --request; 5 when not given.
         options: the server.
-        json_output: print one JSON object instead: "ok", "status", "message_id", and with --request "result" and "latency_ms".
+        json_output: print one JSON object instead: "ok", "status", "message_id"; with --request "latency_ms", "result_base64", "result".
     """
     if ack_timeout is not None and not request:
         raise CommandFailed(ExitCode.USAGE, "--ack-timeout needs --request: without it no answer is waited for")
@@ -79,6 +81,5 @@ async def _send(
     elif waits is None:
         print(f"queued as {shown(str(answer.get('message_id', '')))}")
     else:
-        sys.stdout.buffer.write(result_bytes(answer) + b"\n")
-        sys.stdout.buffer.flush()
+        print_result(result_bytes(answer))
     return ExitCode.OK

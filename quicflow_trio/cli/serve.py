@@ -18,7 +18,18 @@ from ..router import Request, Router
 from ..server import Server
 from ..server import serve as run_server
 from ..tuning import tune_garbage_collector
-from .common import DEFAULT_PORT, Address, CommandFailed, ExitCode, Flag, JsonFlag, LogLevel, configure_logging, first_of
+from .common import (
+    DEFAULT_PORT,
+    Address,
+    CommandFailed,
+    ExitCode,
+    Flag,
+    JsonFlag,
+    LogLevel,
+    OpsToken,
+    configure_logging,
+    first_of,
+)
 from .stdin import read_all
 
 __all__ = ["app"]
@@ -82,7 +93,7 @@ async def serve(
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
     ops: str | None = None,
-    ops_token: Annotated[str | None, Parameter(env_var="QUICFLOW_OPS_TOKEN")] = None,
+    ops_token: OpsToken = None,
     until_eof: Flag = False,
     log_level: LogLevel = "info",
     json_output: JsonFlag = False,

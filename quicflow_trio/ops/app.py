@@ -45,6 +45,7 @@ NO_TOKEN_SET = (
     "without one it can only be read, and only from the machine it runs on"
 )
 TOKEN_WANTED = "this wants the server's token, as in: Authorization: Bearer TOKEN"
+WRONG_TOKEN = "the token given is not the server's; it is wanted as in: Authorization: Bearer TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class OpsApp:
             log.warning("a request showed a token that is not ours", remote=caller.address)
         if verdict is Verdict.NO_TOKEN_SET:
             raise Refusal(403, "Forbidden", NO_TOKEN_SET)
-        raise Refusal(401, "Unauthorized", TOKEN_WANTED, {"WWW-Authenticate": "Bearer"})
+        raise Refusal(401, "Unauthorized", WRONG_TOKEN if caller.authorization else TOKEN_WANTED, {"WWW-Authenticate": "Bearer"})
 
 
 def routes(app: OpsApp) -> Iterator[Route]:

@@ -13,6 +13,7 @@ import trio
 from ..errors import ClientNotConnected
 from .fields import Fields
 from .jsontext import SLICE, dump, dump_list
+from .refusals import no_such_client
 from .view import ClientView, ServerView
 
 __all__ = ["ClientQuery", "describe", "list_clients", "one_client"]
@@ -117,7 +118,7 @@ def one_client(view: ServerView, client_id: str) -> dict[str, object]:
     """Return one client with its history, also when it has left.
 
     Raises:
-        ClientNotConnected: nothing is known of it.
+        Refusal: nothing is known of it.
     """
     changes = view.history(client_id)
     client: ClientView | str
@@ -125,7 +126,8 @@ def one_client(view: ServerView, client_id: str) -> dict[str, object]:
         client = view.session(client_id)
     except ClientNotConnected:
         if not changes:
-            raise
+            # That it is not connected would be half of it: of one that has left this tells as well.
+            raise no_such_client(client_id) from None
         client = client_id
     history = [{"at": change.at, "change": change.change, "detail": change.detail} for change in changes]
     return {**describe(client), "history": history}

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from .jsontext import json_response
 
-__all__ = ["HANDLERS", "Refusal", "bad_request", "error_json", "internal_error"]
+__all__ = ["HANDLERS", "Refusal", "bad_request", "error_json", "internal_error", "no_such_client"]
 
 STATUS: dict[type[QuicFlowError], int] = {
     ConfigurationError: 400,
@@ -65,6 +65,11 @@ class Refusal(Exception):
 def bad_request(message: str) -> Refusal:
     """Return the refusal of a request whose field or parameter is wrong; the message names it."""
     return Refusal(400, "BadRequest", message)
+
+
+def no_such_client(client_id: str) -> Refusal:
+    """Return the refusal of a request about a client of which nothing is known, connected or gone."""
+    return Refusal(404, ClientNotConnected.__name__, f"no such client: {client_id!r} is neither connected nor one that has left")
 
 
 def error_json(exc: Exception) -> dict[str, str]:

@@ -127,6 +127,9 @@ def test_one_client_with_its_history(quicflow: Quicflow, ops: OpsStub) -> None:
     assert json.loads(quicflow("client", "ben", "--ops", ops.address, "--json").out)["history"] == ops.history
     ran = quicflow("client", "zoe", "--ops", ops.address)
     assert (ran.code, ran.err) == (1, "quicflow: nothing is known of /clients/zoe\n")
+    ran = quicflow("client", "zoe", "--ops", ops.address, "--json")
+    assert (ran.code, ran.err) == (1, "")
+    assert json.loads(ran.out) == {"ok": False, "status": "failed", "error": "nothing is known of /clients/zoe"}
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -150,6 +153,9 @@ def test_send_with_a_request(quicflow: Quicflow, ops: OpsStub) -> None:
     ops.answers["POST", "/clients/ada/request"] = (200, answer | {"result_base64": "SEk="})
     assert quicflow(*command, "--ack-timeout", "0.5").out == "HI\n"
     assert ops.calls[-1][2]["ack_timeout"] == 0.5
+    ops.answers["POST", "/clients/ada/request"] = (200, answer | {"result_base64": ""})
+    ran = quicflow(*command)
+    assert (ran.code, ran.out, ran.err) == (0, "", "acked, no result\n")
     ops.answers["POST", "/clients/ada/request"] = (200, answer | {"result_base64": "?"})
     ran = quicflow(*command)
     assert (ran.code, "unexpected answer" in ran.err) == (3, True)
@@ -188,6 +194,9 @@ def test_broadcast(quicflow: Quicflow, ops: OpsStub) -> None:
     ran = quicflow("broadcast", "hi", "--to", "ada", "--to", "ben", "--ack-timeout", "2", "--ops", ops.address, *TOKEN)
     assert (ran.code, ran.out) == (0, "queued for 2 clients, answered by 1\n  ada: A\n")
     assert ops.calls[-1][2] == {"type": "event", "to": ["ada", "ben"], "ack_timeout": 2.0, "payload": "hi"}
+    ops.answers["POST", "/broadcast"] = (200, answer | {"acked": {"ada": {"result": "", "result_base64": ""}}})
+    assert quicflow("broadcast", "hi", "--ops", ops.address, *TOKEN).out.endswith("\n  ada: acked, no result\n")
+    ops.answers["POST", "/broadcast"] = (200, answer)
     answer["failed"] = {"b\x1b": {"type": "AckTimeout", "message": "no ack within 2 s"}}
     ran = quicflow("broadcast", "hi", "--ops", ops.address, *TOKEN)
     assert (ran.code, ran.out) == (1, "queued for 2 clients\n  ada: A\n  b\\x1b: AckTimeout: no ack within 2 s\n")
@@ -228,20 +237,45 @@ def test_a_missing_token_is_explained(quicflow: Quicflow, ops: OpsStub, monkeypa
     monkeypatch.setenv("QUICFLOW_OPS_TOKEN", "secret")
     ops.answers["POST", "/drain"] = (202, {"draining": True})
     assert quicflow("drain", "--ops", ops.address).code == 0
-    ran = quicflow("drain", "--ops", ops.address, "--token", "sec\nret")
-    assert (ran.code, "ret" in ran.err.replace("secret", "")) == (2, False)
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "two words", "\u00e9", "x" * 1025])
+def test_a_token_that_cannot_be_one_is_told_by_where_it_came_from(
+    quicflow: Quicflow, ops: OpsStub, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    problem = "expected 1 to 1,024 visible ASCII characters without spaces\n"
+    ran = quicflow("clients", "--ops", ops.address, "--token", token)
+    assert (ran.code, ran.out, ran.err) == (2, "", f"quicflow: --token: {problem}")
+    monkeypatch.setenv("QUICFLOW_OPS_TOKEN", token)
+    ran = quicflow("clients", "--ops", ops.address)
+    assert (ran.code, ran.err) == (2, f"quicflow: QUICFLOW_OPS_TOKEN: {problem}")
+    assert quicflow("serve", "--ops", "127.0.0.1:0").err == f"quicflow: QUICFLOW_OPS_TOKEN: {problem}"
+    assert quicflow("serve", "--ops", "127.0.0.1:0", "--ops-token", token).err == f"quicflow: --ops-token: {problem}"
+    assert ops.calls == []
+
+
+def test_an_empty_token_is_none(quicflow: Quicflow, ops: OpsStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICFLOW_OPS_TOKEN", "")
+    assert quicflow("clients", "--ops", ops.address).code == 0
+    ran = quicflow("drain", "--ops", ops.address)
+    assert (ran.code, "this needs the bearer token" in ran.err) == (3, True)
+    ops.answers["POST", "/drain"] = (202, {"draining": True})
+    assert quicflow("drain", "--ops", ops.address, *TOKEN).code == 0
 
 
 def test_nobody_there_is_explained(quicflow: Quicflow) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for command in (("clients",), ("events", "--follow"), ("top",), ("top", "--json"), ("send", "a", "x")):
+        for command in (("clients",), ("client", "a"), ("events", "--follow"), ("top",), ("send", "a", "x")):
+            problem = f"cannot connect to http://{address}: Connection refused"
             ran = quicflow(*command, "--ops", address)
             assert (ran.code, ran.out) == (3, "")
-            assert ran.err.startswith(
-                f"quicflow: cannot connect to http://{address}: Connection refused\nhint: is the server running"
-            )
+            assert ran.err.startswith(f"quicflow: {problem}\nhint: is the server running")
+            # For programs the same object, whether they read or command.
+            ran = quicflow(*command, "--ops", address, "--json")
+            assert (ran.code, ran.err) == (3, "")
+            assert json.loads(ran.out) == {"ok": False, "status": "no_connection", "error": problem}
     ran = quicflow("clients", "--sort", "beauty")
     assert (ran.code, "is none of connected_at" in ran.err) == (2, True)
     ran = quicflow("clients", "--ops", "nobody.invalid")

@@ -58,7 +58,8 @@ def test_looking_at_a_server(
     # An id may hold what means something in a URL.
     said = json.loads(quicflow("client", "a/b c?\u00e4", "--json").out)
     assert said["history"][0]["change"] == "connected"
-    assert quicflow("client", "nobody").code == 1
+    ran = quicflow("client", "nobody")
+    assert (ran.code, ran.err.startswith("quicflow: no such client: 'nobody' is neither connected nor")) == (1, True)
     ran = quicflow("top", "--once", "--interval", "0.5")
     assert (ran.code, ran.err) == (0, "")
     assert "● ready  2 clients" in ran.out
@@ -75,11 +76,13 @@ def test_speaking_through_a_server(
     ada, ben = connected(start, address, "ada", trust), connected(start, address, "ben", trust)
     ran = quicflow("send", "ada", "without a token")
     assert (ran.code, "QUICFLOW_OPS_TOKEN" in ran.err) == (3, True)
+    ran = quicflow("send", "ada", "with another's", "--token", "guess")
+    assert (ran.code, ran.err.startswith("quicflow: the token given is not the server's")) == (3, True)
     monkeypatch.setenv("QUICFLOW_OPS_TOKEN", TOKEN)
     assert quicflow("send", "ada", "lunch").out.startswith("queued as ")
     ada.line("event from server: lunch")
     ran = quicflow("send", "ada", "how are you?", "--request", "--type", "query")
-    assert (ran.code, ran.out) == (0, "\n")
+    assert (ran.code, ran.out, ran.err) == (0, "", "acked, no result\n")
     ada.line("query from server: how are you?")
     ran = quicflow("send", "nobody", "x", "--request", "--json")
     assert (ran.code, json.loads(ran.out)["status"]) == (1, "failed")
@@ -111,12 +114,23 @@ def test_what_happens_is_told(
     ended = json.loads(follower.line('"disconnect"'))
     assert (ended["client_id"], ended["detail"], ended["by_peer"]) == ("ada", "cleaning day", False)
     said = json.loads(quicflow("client", "ada", *options, "--json").out)
-    assert "cleaning day" in [change["detail"] for change in said["history"]]
+    # As `quicflow client --help` says.
+    ends = [change["change"] for change in said["history"] if change["detail"] == "cleaning day"]
+    assert ends == ["closed", "disconnected"]
     assert quicflow("drain", "--grace", "0.5", *options).out == "the server drains, for at most 0.5 s\n"
     follower.line("draining")
     # The server's process ends with it.
     assert server.end().code == 0
     assert "trying again" in follower.line("trying again", stderr=True)
+
+
+def test_a_server_with_an_empty_token_has_none(
+    start: Start, files: tuple[str, ...], quicflow: Quicflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUICFLOW_OPS_TOKEN", "")
+    server = start("serve", "--json", "--port", "0", "--ops", "127.0.0.1:0", "--log-level", "off", *files)
+    ran = quicflow("drain", "--ops", json.loads(server.line("port"))["ops_url"])
+    assert (ran.code, "this server has no token" in ran.err) == (3, True)
 
 
 def test_what_is_wrong_with_the_ops_side_is_told(
@@ -126,7 +140,7 @@ def test_what_is_wrong_with_the_ops_side_is_told(
     assert (ran.code, "HOST:PORT" in ran.err) == (2, True)
     monkeypatch.setenv("QUICFLOW_OPS_TOKEN", "two words")
     ran = quicflow("serve", "--port", "0", "--ops", "127.0.0.1:0", *files)
-    assert (ran.code, "token" in ran.err, "two words" in ran.err) == (2, True, False)
+    assert (ran.code, "QUICFLOW_OPS_TOKEN: expected" in ran.err, "two words" in ran.err) == (2, True, False)
     monkeypatch.delenv("QUICFLOW_OPS_TOKEN")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ran = quicflow("serve", "--port", "0", "--ops", f"127.0.0.1:{taken.getsockname()[1]}", *files, "--log-level", "off")

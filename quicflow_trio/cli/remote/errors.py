@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
 import httpx2
 
-from ..common import CommandFailed, ExitCode, leaves, shown
+from ..common import CommandFailed, ExitCode, leaves, plain, shown
 from .records import BadAnswer, parse_object
 
-__all__ = ["OpsRefused", "OpsUnreachable", "parsed", "refuse", "translated"]
+__all__ = ["OpsRefused", "OpsUnreachable", "parsed", "refuse", "translated", "with_json_errors"]
 
 T = TypeVar("T")
 
@@ -96,6 +97,19 @@ def translated(url: str) -> Iterator[None]:
         raise OpsUnreachable(ExitCode.NO_CONNECTION, f"{url}: no HTTP answer: {shown(str(exc))}{hint}") from exc
     except httpx2.HTTPError as exc:
         raise OpsUnreachable(ExitCode.NO_CONNECTION, f"{url}: connection lost: {_why(exc)}") from exc
+
+
+async def with_json_errors(run: Callable[[], Awaitable[int]], json_output: bool) -> int:
+    """Run a command; with ``json_output`` an error becomes a JSON object, as `quicflow request` prints it, except one of usage."""
+    try:
+        return await run()
+    except CommandFailed as exc:
+        if exc.code == ExitCode.USAGE or not json_output:
+            raise
+        # A hint is for people.
+        text = plain(str(exc)).partition("\nhint:")[0]
+        print(json.dumps({"ok": False, "status": exc.code.name.lower(), "error": text}))
+        return exc.code
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:

@@ -1,19 +1,19 @@
-"""What `send` and `broadcast` share: the message from the command line, the answers, and errors as JSON."""
+"""What `send` and `broadcast` share: the message from the command line, and the answers."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from ..common import CommandFailed, ExitCode, plain, shown
+from ..common import CommandFailed, ExitCode, shown
 from ..stdin import read_all
 
-__all__ = ["AckTimeout", "PayloadArgument", "Type", "payload_fields", "result_bytes", "with_json_errors"]
+__all__ = ["AckTimeout", "PayloadArgument", "Type", "payload_fields", "result_bytes"]
 
 PayloadArgument = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Type = Literal["command", "event", "query"]
@@ -39,16 +39,3 @@ def result_bytes(answer: Mapping[str, Any]) -> bytes:
         return base64.b64decode(answer["result_base64"], validate=True)
     except (KeyError, TypeError, ValueError):
         raise CommandFailed(ExitCode.NO_CONNECTION, f"unexpected answer: {shown(json.dumps(answer))}") from None
-
-
-async def with_json_errors(run: Callable[[], Awaitable[int]], json_output: bool) -> int:
-    """Run a command; with ``json_output`` an error becomes a JSON object, as `quicflow request` prints it, except one of usage."""
-    try:
-        return await run()
-    except CommandFailed as exc:
-        if exc.code == ExitCode.USAGE or not json_output:
-            raise
-        # A hint is for people.
-        text = plain(str(exc)).partition("\nhint:")[0]
-        print(json.dumps({"ok": False, "status": exc.code.name.lower(), "error": text}))
-        return exc.code

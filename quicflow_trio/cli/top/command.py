@@ -17,6 +17,7 @@ from rich.live import Live
 
 from ..common import ExitCode, Flag, JsonFlag, first_of, until_signalled
 from ..remote.connection import OpsOptions, open_ops
+from ..remote.errors import with_json_errors
 from .draw import ASCII, UNICODE, Glyphs
 from .feed import Feed
 from .keyboard import keys, single_keys
@@ -63,10 +64,10 @@ async def top(
         interval: seconds between two looks at the server.
         once: print one frame and end.
         options: the server.
-        json_output: print one JSON object per interval instead.
+        json_output: print one JSON object per interval instead; of a failure one with "ok": false, "status" and "error".
     """
     if json_output:
-        run = partial(_print_json, options, interval, once)
+        run = partial(with_json_errors, partial(_print_json, options, interval, once), json_output)
     elif once or not sys.stdout.isatty():
         run = partial(_print_frame, options, interval)
     else:
