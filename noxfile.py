@@ -64,7 +64,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check the types with mypy, and with pyright that every public name has a complete one."""
-    session.install("-e", ".[test,typing]", "nox")
+    session.install("-e", ".[test,typing,bench]", "nox")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "quicflow_trio", "--ignoreexternal")
 
@@ -97,15 +97,66 @@ def demo(session: nox.Session) -> None:
     session.run("quicflow", "demo", *session.posargs)
 
 
+def run_benchmark(session: nox.Session, module: str, extras: str = "bench") -> None:
+    session.install("-e", f".[{extras}]")
+    session.run("python", "-m", module, *session.posargs)
+
+
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure handshakes, round trips and throughput over loopback. Arguments go to the benchmark, `--quick` for instance."""
-    session.install("-e", ".")
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    """Run all benchmark sessions but the profile, each in its short form. Arguments of any benchmark go behind `--`: see `-- --help`."""
+    run_benchmark(session, "benchmarks", "bench,peers,qh3")
+
+
+@nox.session(name="bench-throughput")
+def bench_throughput(session: nox.Session) -> None:
+    """Measure messages per second over one connection; `-- --engine qh3` adds the second engine."""
+    run_benchmark(session, "benchmarks.throughput", "bench,qh3")
+
+
+@nox.session(name="bench-latency")
+def bench_latency(session: nox.Session) -> None:
+    """Measure connect time, round trips, and latency at a steady rate."""
+    run_benchmark(session, "benchmarks.latency")
+
+
+@nox.session(name="bench-broadcast")
+def bench_broadcast(session: nox.Session) -> None:
+    """Measure how long a broadcast takes until the last client has it."""
+    run_benchmark(session, "benchmarks.broadcast")
+
+
+@nox.session(name="bench-connections")
+def bench_connections(session: nox.Session) -> None:
+    """Connect many clients and measure the server's memory and CPU; `-- --full` takes ten thousand."""
+    run_benchmark(session, "benchmarks.connections")
+
+
+@nox.session(name="bench-codec")
+def bench_codec(session: nox.Session) -> None:
+    """Measure encoding and decoding of single frames."""
+    run_benchmark(session, "benchmarks.codec")
+
+
+@nox.session(name="bench-growth")
+def bench_growth(session: nox.Session) -> None:
+    """Measure the cost per message against the number of clients and of messages so far."""
+    run_benchmark(session, "benchmarks.growth")
+
+
+@nox.session(name="bench-peers")
+def bench_peers(session: nox.Session) -> None:
+    """Do the same work with other messaging libraries, in turn."""
+    run_benchmark(session, "benchmarks.peers", "bench,peers")
 
 
 @nox.session(name="bench-ops")
 def bench_ops(session: nox.Session) -> None:
-    """Measure what watching costs: a thousand clients with the ops side on and off, in turn. Arguments go to the benchmark."""
-    session.install("-e", ".")
-    session.run("python", "-m", "benchmarks.ops", *session.posargs)
+    """Measure what watching costs: a thousand clients with the ops side on and off, in turn."""
+    run_benchmark(session, "benchmarks.ops")
+
+
+@nox.session
+def profile(session: nox.Session) -> None:
+    """Show where the time of a message goes: the hot functions of both processes, ours apart from aioquic's."""
+    run_benchmark(session, "benchmarks.profile")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from .broadcast import BroadcastReport
 from .client import Client, open_client
+from .client_endpoint import ClientEndpoint, open_endpoint
 from .client_state import ClientState, ClientStatistics, StateChange
 from .config import ClientConfig, Limits, OpsConfig, ServerConfig, TLSConfig
 from .errors import (
@@ -72,6 +73,7 @@ __all__ = [
     "BroadcastReport",
     "Client",
     "ClientConfig",
+    "ClientEndpoint",
     "ClientNotConnected",
     "ClientState",
     "ClientStatistics",
@@ -124,6 +126,7 @@ __all__ = [
     "WaitingTableFull",
     "configure_logging",
     "open_client",
+    "open_endpoint",
     "serve",
     "tune_garbage_collector",
 ]

@@ -26,8 +26,9 @@ from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
 from .protocol.handshake import ALPN, REVISION, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
-from .quic.aioquic_engine import Windows, server_engine
 from .quic.engine import Address, ConnectionEnded
+from .quic.engines import engine_maker
+from .quic.limits import Windows
 from .quic.routing import Header
 from .quic.tls import TLSContext
 from .router import Router
@@ -76,6 +77,7 @@ class Admission:
         self._turned_away: dict[bytes, None] = {}
         self._router = router
         self._tls = tls
+        self._engines = engine_maker(config.engine, tls)
         self._config = config
         self._instruments = instruments
         self._counters = instruments.counters
@@ -104,7 +106,7 @@ class Admission:
             oldest = next(iter(self.half_open))
             del self.half_open[oldest]
             oldest.close(CloseCode.OVERLOADED, "too many half-open connections")
-        engine = server_engine(
+        engine = self._engines.server_engine(
             self._tls,
             original_destination_id=header.destination,
             alpn=[ALPN],
@@ -121,6 +123,7 @@ class Admission:
             handshake_timeout=config.handshake_timeout,
             hello_timeout=config.hello_timeout,
             heartbeat_timeout=config.heartbeat_timeout,
+            deadlines=self.deadlines,
             instruments=self._instruments,
         )
         self.accepted += 1

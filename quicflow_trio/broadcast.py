@@ -14,7 +14,7 @@ from .message import Ack, AckStatus, Message, type_name
 from .observe.events import BroadcastEvent
 from .observe.instruments import Instruments
 from .peer import check_ack_timeout, report_ack_timeout
-from .protocol.lane_sender import Outgoing, OutgoingRequest
+from .protocol.outgoing import Outgoing, OutgoingRequest
 from .sessions import Session
 
 __all__ = ["BroadcastReport", "broadcast"]

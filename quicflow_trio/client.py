@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import final
@@ -11,6 +11,7 @@ from typing import final
 import trio
 
 from .background import open_background
+from .client_endpoint import ClientEndpoint
 from .client_state import ClientState, ClientStatistics, StateChange
 from .config import ClientConfig, TLSConfig
 from .connection import Connection
@@ -32,11 +33,12 @@ from .observe.state import Observable, set_value
 from .peer import Peer, PeerStatistics
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
 from .protocol.handshake import ALPN, check_client_id, check_welcome, make_hello
-from .protocol.lane_sender import ErrorFactory
+from .protocol.outgoing import ErrorFactory
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
-from .quic.aioquic_engine import Windows, client_engine
 from .quic.engine import Address, ConnectionEnded
+from .quic.engines import engine_maker
+from .quic.limits import Windows
 from .quic.tls import TLSContext
 from .reconnect import Backoff
 from .router import Router
@@ -58,7 +60,9 @@ class Client(Peer):
         state: the `ClientState` as an observable: ``.value``, ``await .wait_value(v)``, ``async for new, old in .transitions()``.
     """
 
-    def __init__(self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network) -> None:
+    def __init__(
+        self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network | ClientEndpoint
+    ) -> None:
         self.client_id: str = client_id
         self._log = log.bind(client_id=client_id)
         self.state: Observable[ClientState] = Observable(ClientState.IDLE)
@@ -66,6 +70,7 @@ class Client(Peer):
         self._port = port
         self._tls = tls
         self._config = config
+        self._engines = engine_maker(config.engine, tls)
         self._network = network
         self._instruments = Instruments()
         self._events = self._instruments.events
@@ -244,17 +249,28 @@ class Client(Peer):
             raise failure
 
     async def _run_connection(self, address: Address) -> None:
-        self._endpoint = endpoint = Endpoint(await self._network.bind_for(address), refused=self._refused_by_network)
+        network = self._network
+        if isinstance(network, ClientEndpoint):
+            async with network.use(address, self._refused_by_network) as shared:
+                await self._run_on(shared, address)
+            return
+        self._endpoint = endpoint = Endpoint(await network.bind_for(address), refused=self._refused_by_network)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(endpoint.run)
-                nursery.start_soon(self._beat)
-                await self._connect(endpoint, address).run()
-                nursery.cancel_scope.cancel()
+            await self._run_on(endpoint, address, endpoint.run)
         finally:
             endpoint.close()
             self._network_totals.add(endpoint.statistics())
-            self._connection = self._endpoint = None
+            self._endpoint = None
+
+    async def _run_on(self, endpoint: Endpoint, address: Address, *beside: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (*beside, self._beat):
+                    nursery.start_soon(task)
+                await self._connect(endpoint, address).run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._connection = None
 
     def _refused_by_network(self) -> None:
         if self._connection is not None:
@@ -263,7 +279,7 @@ class Client(Peer):
     def _connect(self, endpoint: Endpoint, address: Address) -> Connection:
         config = self._config
         limits = config.limits
-        engine = client_engine(
+        engine = self._engines.client_engine(
             self._tls,
             server_name=self._host,
             alpn=[ALPN],
@@ -286,6 +302,7 @@ class Client(Peer):
             handshake_timeout=config.handshake_timeout,
             hello_timeout=config.hello_timeout,
             heartbeat_timeout=config.heartbeat_timeout,
+            deadlines=self._deadlines,
             instruments=self._instruments,
         )
         connection.pump.kick()
@@ -365,7 +382,7 @@ async def open_client(
     router: Router | None = None,
     config: ClientConfig | None = None,
     hooks: Hooks | None = None,
-    network: Network | None = None,
+    network: Network | ClientEndpoint | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client that connects and stays connected while the block runs.
 
@@ -377,7 +394,7 @@ async def open_client(
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
         hooks: async functions to be called on events.
-        network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` or one of its hosts in tests.
+        network: None is a UDP socket of its own, `open_endpoint` gives a shared one; a `testing.MemoryNetwork` or its host in tests.
 
     The block starts at once: the first send or request waits for the connection. A lost connection is opened again, for ever, with
     backoff. Leaving the block normally finishes what is under way within ``config.close_grace`` and says goodbye; cancellation or an

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from dataclasses import KW_ONLY, dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import ConfigurationError
@@ -17,6 +18,9 @@ from .errors import ConfigurationError
 __all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
 _MIB = 1024 * 1024
+
+ENGINES = ("aioquic", "qh3")
+"""QUIC libraries that can be chosen, by their module's name."""
 
 
 def _check(owner: object, name: str, low: float, high: float, *, whole: bool = False) -> None:
@@ -79,6 +83,7 @@ class _PeerConfig:
     workers: int = 64
     close_grace: float = 3.0
     datagram_size: int = 1200
+    engine: str = "aioquic"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -96,6 +101,12 @@ class _PeerConfig:
         _check(self, "workers", 1, 100_000, whole=True)
         _check(self, "close_grace", 0, 3600)
         _check(self, "datagram_size", 1200, 16_000, whole=True)
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
+        if find_spec(self.engine) is None:
+            raise ConfigurationError(
+                f"{type(self).__name__}.engine = {self.engine!r}: it is not installed; pip install 'quicflow_trio[{self.engine}]'"
+            )
         if not isinstance(self.limits, Limits):
             raise ConfigurationError(f"{type(self).__name__}.limits = {self.limits!r}: expected a Limits")
 
@@ -118,6 +129,8 @@ class ClientConfig(_PeerConfig):
         workers: handlers that may run at once (each lane can always run one).
         close_grace: seconds that leaving ``open_client`` may take to flush, finish handlers and say goodbye.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
+            cannot do.
         limits: see `Limits`.
     """
 
@@ -149,6 +162,8 @@ class ServerConfig(_PeerConfig):
         workers: handlers that may run at once for one session (each lane can always run one).
         close_grace: seconds that ``aclose`` may take to say goodbye to every client.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
+            cannot do.
         session_ttl: seconds that a session is kept after its connection was lost. Handlers that run go on for as long, so a short one
             cancels them.
         limits: see `Limits`.

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import trio
 
 from .config import Limits
+from .deadlines import Deadlines
 from .endings import HANDSHAKE_TIMEOUT, UNREACHABLE
 from .errors import ProtocolError, RemoteProtocolError
 from .lanes import LaneStreams
@@ -77,6 +78,7 @@ class Connection:
         handshake_timeout: seconds until TLS must be done.
         hello_timeout: seconds from there to the hello or welcome.
         heartbeat_timeout: seconds without a frame after which the connection counts as dead.
+        deadlines: where its timers stand.
         instruments: where it counts and reports.
 
     Attributes:
@@ -105,12 +107,13 @@ class Connection:
         handshake_timeout: float,
         hello_timeout: float,
         heartbeat_timeout: float,
+        deadlines: Deadlines,
         instruments: Instruments,
     ) -> None:
         now = trio.current_time()
         self.number: int = next(_numbers)
         self.engine: Engine = engine
-        self.pump: Pump = Pump(engine, endpoint, self)
+        self.pump: Pump = Pump(engine, endpoint, self, deadlines)
         self.state: ConnectionState = ConnectionState.HANDSHAKE
         self.link: Link | None = None
         self.terms: Terms | None = None
@@ -142,14 +145,6 @@ class Connection:
         self._ping_budget = PingBudget(now)
         self._said_goodbye = False
         self._quiet: trio.Event | None = None
-        self._handlers: dict[type, Callable[..., None]] = {
-            StreamReset: self._stream_reset,
-            StreamStopped: self._stream_stopped,
-            HandshakeCompleted: self._handshake_completed,
-            ConnectionIdIssued: lambda event: endpoint.add_route(event.connection_id, self.pump),
-            ConnectionIdRetired: lambda event: endpoint.remove_route(event.connection_id),
-            ConnectionEnded: lambda event: None,  # The pump ends with it and `run` reports it.
-        }
 
     # -- life ------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -196,7 +191,9 @@ class Connection:
         self.terms = terms
         self.state = ConnectionState.OPEN
         self.opened_at = trio.current_time()
-        self._lanes = lanes = LaneStreams(self.engine, link, self._limits, is_client=self._is_client, kick=self.pump.kick)
+        self._lanes = lanes = LaneStreams(
+            self.engine, link, self._limits, is_client=self._is_client, ack_runs=terms.revision >= 1, kick=self.pump.kick
+        )
         lanes.may_start = self.goodbye is None
         link.attach(self, terms)
         early, self._early = self._early, []
@@ -258,7 +255,7 @@ class Connection:
                     self.last_heard = now
                     self._stream_data(event)
                 else:
-                    self._handlers[event.__class__](event)
+                    self._rare_event(event)
         except ProtocolError as exc:
             self.fail(exc)
 
@@ -368,16 +365,23 @@ class Connection:
                     self.state = ConnectionState.DRAINING
             self._owner.control_frame(self, frame)
 
-    def _stream_reset(self, event: StreamReset) -> None:
-        raise RemoteProtocolError(f"stream {event.stream_id} was reset")
-
-    def _stream_stopped(self, event: StreamStopped) -> None:
-        raise RemoteProtocolError(f"stream {event.stream_id} is read no more")
-
-    def _handshake_completed(self, event: HandshakeCompleted) -> None:
-        self.state = ConnectionState.HELLO
-        self._handshake_deadline = trio.current_time() + self._hello_timeout
-        self._owner.handshake_completed(self)
+    def _rare_event(self, event: EngineEvent) -> None:
+        match event:
+            case ConnectionIdIssued():
+                self._endpoint.add_route(event.connection_id, self.pump)
+            case ConnectionIdRetired():
+                self._endpoint.remove_route(event.connection_id)
+            case HandshakeCompleted():
+                self.state = ConnectionState.HELLO
+                self._handshake_deadline = trio.current_time() + self._hello_timeout
+                self._owner.handshake_completed(self)
+            case StreamReset():
+                raise RemoteProtocolError(f"stream {event.stream_id} was reset")
+            case StreamStopped():
+                raise RemoteProtocolError(f"stream {event.stream_id} is read no more")
+            case ConnectionEnded() | StreamData():
+                # The pump ends with the first, and `run` reports it; the second is not rare.
+                return
 
     # -- streams out -----------------------------------------------------------------------------------------------
     def lane_pending(self, lane: LaneSender) -> None:

@@ -9,7 +9,7 @@ from .observe.events import DisconnectEvent, DisconnectReason
 from .observe.instruments import Instruments
 from .observe.logs import printable
 from .observe.metrics import count
-from .protocol.lane_sender import ErrorFactory
+from .protocol.outgoing import ErrorFactory
 from .protocol.state import CloseCode
 from .quic.engine import ConnectionEnded
 from .quic.tls import alert_name, is_certificate_alert

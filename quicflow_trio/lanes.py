@@ -29,6 +29,7 @@ class LaneStreams:
         link: the session that the lanes belong to.
         limits: this side's limits.
         is_client: which side this is.
+        ack_runs: true when the peer understands an ack of several messages.
         kick: has the connection's pump take a turn.
 
     Attributes:
@@ -37,7 +38,9 @@ class LaneStreams:
         bytes_received: bytes received on lanes, both halves.
     """
 
-    def __init__(self, engine: Engine, link: Link, limits: Limits, *, is_client: bool, kick: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, link: Link, limits: Limits, *, is_client: bool, ack_runs: bool, kick: Callable[[], None]
+    ) -> None:
         self.may_start: bool = True
         self.bytes_sent: int = 0
         self.bytes_received: int = 0
@@ -47,6 +50,7 @@ class LaneStreams:
         self._counters = link.instruments.counters
         # Streams that the server opened have an odd number (RFC 9000 section 2.1).
         self._peer_bit = 1 if is_client else 0
+        self._ack_runs = ack_runs
         self._kick = kick
         self._senders: dict[int, LaneSender] = {}
         self._return_arrived: dict[int, int] = {}
@@ -79,7 +83,7 @@ class LaneStreams:
             raise RemoteProtocolError(f"stream {stream_id} is not a lane")
         if len(self._receivers) >= self._limits.lanes:
             raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
-        receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window)
+        receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window, runs=self._ack_runs)
         self._receivers[stream_id] = receiver
         self._receive(receiver, event)
 

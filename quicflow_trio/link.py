@@ -16,7 +16,8 @@ from .observe.instruments import Instruments
 from .protocol.credit import CreditBudget
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
-from .protocol.lane_sender import ErrorFactory, LaneSender, Outgoing
+from .protocol.lane_sender import LaneSender
+from .protocol.outgoing import ErrorFactory, Outgoing
 from .protocol.waiting import WaitingShare, WaitingTable
 
 __all__ = ["Link"]

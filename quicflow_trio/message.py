@@ -42,8 +42,7 @@ class _IdSource:
         """Take a new process name: a forked child must not continue its parent's ids."""
         self._node = os.urandom(8)
 
-    def next_id(self) -> bytes:
-        now = time.time_ns()
+    def next_id(self, now: int) -> bytes:
         last = self._last
         # The wall clock may stand still or jump back; ids still only grow.
         self._last = last = now if now > last else last + 1
@@ -90,12 +89,18 @@ class Message:
             type = MessageType(type)
         if id is not None and len(id) != ID_BYTES:
             raise ValueError(f"id of {len(id)} bytes: expected 16 bytes")
+        if id is None or timestamp is None:
+            now = time.time_ns()
+            if id is None:
+                id = _ids.next_id(now)
+            if timestamp is None:
+                timestamp = now // 1_000_000
         self.type: MessageType = type
         self.payload: bytes = payload
         self.delivery: Delivery = delivery
-        self.id: bytes = _ids.next_id() if id is None else id
+        self.id: bytes = id
         self.sender: str = sender
-        self.timestamp: int = time.time_ns() // 1_000_000 if timestamp is None else timestamp
+        self.timestamp: int = timestamp
 
     @classmethod
     def command(cls, payload: bytes = b"", *, delivery: Delivery = Delivery.AT_MOST_ONCE) -> Message:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -14,10 +13,10 @@ from .connection import Connection
 from .crew import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
 from .link import Link
-from .observe.history import HistoryBook, SessionChange
+from .observe.history import History, HistoryBook, SessionChange
 from .observe.logs import printable
 from .peer import Peer
-from .protocol.lane_sender import ErrorFactory
+from .protocol.outgoing import ErrorFactory
 from .protocol.state import CloseCode
 
 __all__ = ["Session", "SessionRegistry"]
@@ -35,9 +34,7 @@ class Session(Peer):
         end_reported: true once the end of its connection was counted and told.
     """
 
-    def __init__(
-        self, client_id: str, link: Link, connection: Connection, *, id: bytes, epoch: float, history: deque[SessionChange]
-    ) -> None:
+    def __init__(self, client_id: str, link: Link, connection: Connection, *, id: bytes, epoch: float, history: History) -> None:
         super().__init__(link, link.lanes[""])
         self.client_id: str = client_id
         self.id: bytes = id

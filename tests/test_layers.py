@@ -21,7 +21,7 @@ MESSAGES = BASE | {"wire", "message", "protocol"}
 QUIC = {"errors", "config", "quic"}
 PEERS = {"connection", "crew", "deadlines", "dispatch", "endings", "gauges", "heartbeat", "lanes", "link", "peer", "router"}
 SHARED = MESSAGES | QUIC | {"net"} | PEERS
-CLIENT = {"client", "client_state", "reconnect"}
+CLIENT = {"client", "client_endpoint", "client_state", "reconnect"}
 SERVER = {"server", "admission", "sessions", "broadcast"}
 FACADE = {"", "tuning"}
 
@@ -58,6 +58,7 @@ HOMES: dict[str, set[str]] = {
     "httpx2": {"cli"},
     "hypercorn": {"ops"},
     "prometheus_client": {"observe"},
+    "qh3": {"quic"},
     "starlette": {"ops"},
     "structlog": {"observe"},
     "uvloop": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,11 @@ Accept = Callable[[Header, Address, float], Pump | None]
 
 WAKE = 16
 """Pumps woken before the other tasks run."""
+
+FULL = 64
+"""Datagrams in a batch that show that more are waiting to be read."""
+CATCHING_UP = 0.5
+"""Seconds after such a batch during which timers had better wait for what else is read."""
 
 LAST_WORDS = 4096
 """Closed connections whose close is kept for peers that have not heard it; about 600 bytes each, the oldest goes first."""
@@ -62,6 +68,9 @@ class Endpoint:
         socket: what it reads and sends, closed by `close`.
         accept: called for the first packet of an unknown connection; None on a client.
         refused: called when the network says that nobody listens at the other end; None on a server.
+
+    Attributes:
+        behind_until: until when (Trio clock) more is thought to wait in the socket; see `pump.Transmitter`.
     """
 
     def __init__(self, socket: DatagramSocket, accept: Accept | None = None, refused: Callable[[], None] | None = None) -> None:
@@ -74,6 +83,7 @@ class Endpoint:
         self._send_lock = trio.Lock()
         self._dropped: dict[str, int] = {}
         self._negotiations = 0
+        self.behind_until: float = -math.inf
 
     @property
     def address(self) -> Address:
@@ -119,11 +129,16 @@ class Endpoint:
     # -- in --------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Read until the socket is closed or this is cancelled."""
+        full = False
         try:
             while True:
                 batch = await self._socket.receive()
+                before, full = full, len(batch) >= FULL
+                if full:
+                    self.behind_until = trio.current_time() + CATCHING_UP
                 if batch:
-                    await self._deliver(self._route(batch))
+                    # One full batch may be all there was.
+                    await self._deliver(self._route(batch), behind=before and full)
                 elif self._refused is not None:
                     self._refused()
         except trio.ClosedResourceError:
@@ -133,11 +148,14 @@ class Endpoint:
         """Close the socket; no effect the second time."""
         self._socket.close()
 
-    async def _deliver(self, groups: dict[Pump, list[tuple[bytes, Address]]]) -> None:
-        """Wake the pumps, a few at a time: with a thousand busy clients every task would wait for all of them to have their turn."""
+    async def _deliver(self, groups: dict[Pump, list[tuple[bytes, Address]]], *, behind: bool) -> None:
+        """Wake the pumps, a few at a time: with a thousand busy clients every task would wait for all of them to have their turn.
+
+        Not so when more waits in the socket (``behind``): each pause is as long as a turn of everybody else, and the socket overflows.
+        """
         for number, (pump, datagrams) in enumerate(groups.items(), 1):
             pump.deliver(datagrams)
-            if number % WAKE == 0:
+            if number % WAKE == 0 and not behind:
                 await trio.lowlevel.checkpoint()
 
     def _route(self, batch: list[tuple[bytes, Address]]) -> dict[Pump, list[tuple[bytes, Address]]]:

@@ -26,6 +26,9 @@ INBOX = 64
 NUDGE = 1e-6
 """Seconds past a timer before it is fired again, so that a clock that stands still cannot make the pump spin."""
 
+PATIENCE = 2.0
+"""Seconds that a timer is held back at most while arrived datagrams wait to be read."""
+
 _KICK: tuple[tuple[bytes, Address], ...] = ()
 
 
@@ -54,8 +57,33 @@ class Driver(Protocol):
 class Transmitter(Protocol):
     """What a pump sends through: the endpoint."""
 
+    @property
+    def behind_until(self) -> float:
+        """Until when (Trio clock) datagrams that have arrived are thought to be still unread: acks, very likely."""
+
     async def transmit(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
         """Send, waiting while the socket is full."""
+
+
+class Timed(Protocol):
+    """What stands among the timers."""
+
+    @property
+    def live(self) -> bool:
+        """False once it no longer matters."""
+
+    def expire(self, now: float) -> None:
+        """Act on the deadline; called once, if still live."""
+
+
+class Timers(Protocol):
+    """Where all pumps of a server or client have their deadlines: `deadlines.Deadlines`."""
+
+    def add(self, deadline: float, entry: Timed) -> None:
+        """Have ``entry.expire`` called at ``deadline`` (Trio clock)."""
+
+    def ended_early(self) -> None:
+        """Say that an entry no longer matters."""
 
 
 class Pump:
@@ -66,12 +94,19 @@ class Pump:
         turns: turns so far; packets and system calls grow with turns, not with messages.
     """
 
-    __slots__ = ("_backlog", "_driver", "_engine", "_kicked", "_receive", "_send", "_transmitter", "dropped", "turns")
+    __slots__ = (
+        *("_alarm", "_alarm_at", "_backlog", "_driver", "_engine", "_kicked", "_receive", "_send", "_timers", "_transmitter"),
+        *("dropped", "turns"),
+    )
 
-    def __init__(self, engine: Engine, transmitter: Transmitter, driver: Driver) -> None:
+    def __init__(self, engine: Engine, transmitter: Transmitter, driver: Driver, timers: Timers) -> None:
         self._engine = engine
         self._transmitter = transmitter
         self._driver = driver
+        self._timers = timers
+        # Set for the earliest deadline that there was; a scope around each wait would cost more than the wait.
+        self._alarm: _Alarm | None = None
+        self._alarm_at = math.inf
         self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX)
         self._backlog: deque[tuple[bytes, Address]] = deque()
         self._kicked = False
@@ -100,9 +135,15 @@ class Pump:
 
         Cancellation ends it at once: the engine stays as it is and nothing more is sent.
         """
+        try:
+            await self._turns()
+        finally:
+            self._stop_alarm()
+
+    async def _turns(self) -> None:
         engine, driver = self._engine, self._driver
         while not engine.terminated:
-            await self._wait()
+            waited = await self._wait()
             # Whatever is written until the flush below takes part in this turn: no kick for it, or each turn would cause an idle one.
             self._kicked = True
             now = trio.current_time()
@@ -115,8 +156,12 @@ class Pump:
             events = engine.next_events()
             if events:
                 driver.handle_events(events, now)
-            # Let the tasks that those events woke write their next messages into this very transmit.
-            await trio.lowlevel.checkpoint()
+                # Let the tasks that those events woke write their next messages, and handlers their acks, into this very transmit.
+                # Two passes of the scheduler: within the first one this task may come before them.
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+            elif not waited:
+                await trio.lowlevel.checkpoint()
             self._kicked = False
             now = trio.current_time()
             driver.flush(now)
@@ -138,22 +183,70 @@ class Pump:
                 receive(data, address, now)
             self._driver.received()
 
-    async def _wait(self) -> None:
-        """Return when there is something to do: datagrams, a kick, or a deadline."""
+    async def _wait(self) -> bool:
+        """Return when there is something to do: datagrams, a kick, or a deadline, which kicks. True if that was a checkpoint."""
         backlog = self._backlog
         if backlog:
-            return
+            return False
         try:
             backlog.extend(self._receive.receive_nowait())
-            return
+            return False
         except trio.WouldBlock:
             pass
+        now = trio.current_time()
+        due = self._due()
+        if due < self._alarm_at:
+            self._set_alarm(max(due, now + NUDGE))
+        backlog.extend(await self._receive.receive())
+        return True
+
+    # -- the alarm -------------------------------------------------------------------------------------------------
+    def _due(self) -> float:
+        """Return when there is something to do at the latest."""
         timer = self._engine.get_timer()
-        deadline = self._driver.deadline()
+        due = self._driver.deadline()
         if timer is not None:
-            deadline = min(deadline, max(timer, trio.current_time() + NUDGE))
-        if deadline == math.inf:
-            backlog.extend(await self._receive.receive())
-            return
-        with trio.move_on_at(deadline):
-            backlog.extend(await self._receive.receive())
+            # With ten thousand clients the acks of a broadcast wait in the socket for longer than a probe timer runs: probes would be
+            # sent for all that, twice the work, and the acks would wait for longer still.
+            due = min(due, max(timer, min(self._transmitter.behind_until, timer + PATIENCE)))
+        return due
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._timers.ended_early()
+        self._alarm_at = at
+        self._alarm = _Alarm(self)
+        self._timers.add(at, self._alarm)
+
+    def _stop_alarm(self) -> None:
+        if self._alarm is not None:
+            self._timers.ended_early()
+            self._alarm = None
+
+    def _ring(self, now: float) -> None:
+        """Have a turn if something is due; mostly the deadline has moved on since the alarm was set, which costs less than moving it."""
+        self._alarm = None
+        self._alarm_at = math.inf
+        due = self._due()
+        if due > now:
+            self._set_alarm(due)
+        else:
+            self.kick()
+
+
+class _Alarm:
+    """A pump's entry among the timers."""
+
+    __slots__ = ("_pump",)
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+
+    @property
+    def live(self) -> bool:
+        """True while the pump has no other alarm."""
+        return self._pump._alarm is self
+
+    def expire(self, now: float) -> None:
+        """Ring."""
+        self._pump._ring(now)

@@ -166,6 +166,8 @@ class UdpSocket:
         self._address: Address = sock.getsockname()
         self._closed = False
         self._starved = False
+        # False while the last read has emptied the socket: the next try would most likely find nothing.
+        self._more = True
         self._datagrams_in = self._datagrams_out = 0
         self._bytes_in = self._bytes_out = 0
         self._send_errors: dict[str, int] = {}
@@ -179,11 +181,12 @@ class UdpSocket:
 
     async def receive(self) -> list[tuple[bytes, Address]]:
         """See `DatagramSocket.receive`."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if (batch := self._drain()) is not None:
-            # The yield comes after the read and cannot be cancelled: what was taken must not be lost.
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return batch
+        if self._more:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if (batch := self._drain()) is not None:
+                # The yield comes after the read and cannot be cancelled: what was taken must not be lost.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return batch
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             if (batch := self._drain()) is not None:
@@ -253,11 +256,13 @@ class UdpSocket:
         refused = False
         receive = self._socket.recvfrom
         batch: list[tuple[bytes, Address]] = []
+        self._more = True
         # Errors count towards the batch as well, so that a storm of them cannot keep the task from its checkpoint.
         for _ in range(_BATCH):
             try:
                 batch.append(receive(_LARGEST_READ))
             except BlockingIOError:
+                self._more = False
                 break
             except OSError as error:
                 refused |= self._connected and error.errno == errno.ECONNREFUSED

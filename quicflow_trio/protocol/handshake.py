@@ -21,8 +21,11 @@ __all__ = [
 ]
 
 ALPN = "quicflow/2"
-REVISION = 0
-"""Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped."""
+REVISION = 1
+"""Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped.
+
+1: an ack may answer a run of messages. A peer of revision 0 would skip what it says of the others, so it gets one ack each.
+"""
 CLIENT_ID_BYTES = 256
 LANE_NAME_BYTES = 128
 
@@ -35,11 +38,13 @@ class Terms:
         payload: largest payload the peer accepts, bytes.
         lanes: lanes the peer lets this side open, the default lane included.
         heartbeat_interval: seconds between the client's pings.
+        revision: of the protocol that both speak.
     """
 
     payload: int
     lanes: int
     heartbeat_interval: float
+    revision: int
 
 
 def _printable(text: str, limit: int) -> str | None:
@@ -94,7 +99,7 @@ def check_hello(hello: Hello, heartbeat_interval: float) -> Terms:
     problem = _printable(hello.client_id, CLIENT_ID_BYTES)
     if problem is not None:
         raise RemoteProtocolError(f"client id {problem}")
-    return _terms(hello.limits, heartbeat_interval)
+    return _terms(hello.limits, heartbeat_interval, hello.revision)
 
 
 def check_welcome(welcome: Welcome, heartbeat_interval: float) -> Terms:
@@ -105,10 +110,12 @@ def check_welcome(welcome: Welcome, heartbeat_interval: float) -> Terms:
     """
     if welcome.heartbeat_interval_ms < 1:
         raise RemoteProtocolError("the welcome has no heartbeat interval")
-    return _terms(welcome.limits, min(heartbeat_interval, welcome.heartbeat_interval_ms / 1000))
+    return _terms(welcome.limits, min(heartbeat_interval, welcome.heartbeat_interval_ms / 1000), welcome.revision)
 
 
-def _terms(limits: PeerLimits, heartbeat_interval: float) -> Terms:
+def _terms(limits: PeerLimits, heartbeat_interval: float, revision: int) -> Terms:
     if limits.payload < 1 or limits.lanes < 1:
         raise RemoteProtocolError("the limits offered allow no payload or no lane")
-    return Terms(payload=limits.payload, lanes=limits.lanes, heartbeat_interval=heartbeat_interval)
+    return Terms(
+        payload=limits.payload, lanes=limits.lanes, heartbeat_interval=heartbeat_interval, revision=min(revision, REVISION)
+    )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from ..errors import RemoteProtocolError
 from ..wire import (
+    AckStatus,
     CancelFrame,
     FrameReader,
     LaneOpen,
@@ -32,10 +33,14 @@ from .handshake import check_lane_name
 
 __all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
 
+_SUCCESS = int(AckStatus.SUCCESS)
+
 FRAME_OVERHEAD = 1024
 """How much longer than its payload a frame may be: envelope, error text of an ack, fields of later revisions."""
 
 PREFIX = 4
+RUN_BYTES = 16
+"""What a run of acks counts for until it is written."""
 RECEIPT_RANGES = 64
 """Most ranges in one receipt; beyond it they are left to a later one, when the gaps have closed."""
 
@@ -92,6 +97,9 @@ class LaneReceiver:
         "_payload_limit",
         "_reader",
         "_received",
+        "_run_first",
+        "_run_last",
+        "_runs",
         "_told",
         "ack_bytes",
         "arrived",
@@ -109,7 +117,7 @@ class LaneReceiver:
         "stream_id",
     )
 
-    def __init__(self, stream_id: int, payload_limit: int, granted: int) -> None:
+    def __init__(self, stream_id: int, payload_limit: int, granted: int, *, runs: bool = True) -> None:
         self.stream_id: int = stream_id
         self.name: str | None = None
         self.queue: deque[Incoming] = deque()
@@ -135,6 +143,9 @@ class LaneReceiver:
         self._told = (0, 0)
         self._ack_seq = 0
         self._acks: list[bytes] = []
+        # Messages that were handled in the order in which they came, without a result: they share one ack. -1 while there are none.
+        self._runs = runs
+        self._run_first = self._run_last = -1
         # Messages not decoded yet, and which of them were taken back meanwhile.
         self._later: deque[bytes] = deque()
         self._cancelled_later: set[int] = set()
@@ -284,9 +295,26 @@ class LaneReceiver:
             self._note_handled(seq)
         if frame.wants_ack and self.attached and not incoming.cancelled:
             self._ack_seq = ack_seq = self._ack_seq + 1
-            ack = encode_ack(ack_seq, frame.seq, status, result, error)
-            self._acks.append(ack)
-            self.ack_bytes += len(ack)
+            if status == _SUCCESS and not result and self._runs:
+                if seq == self._run_last + 1:
+                    self._run_last = seq
+                    return
+                self._end_run(ack_seq - 1)
+                self._run_first = self._run_last = seq
+                self.ack_bytes += RUN_BYTES
+            else:
+                self._end_run(ack_seq - 1)
+                ack = encode_ack(ack_seq, seq, status, result, error)
+                self._acks.append(ack)
+                self.ack_bytes += len(ack)
+
+    def _end_run(self, ack_seq: int) -> None:
+        """Encode the run of acks whose last one has this number, if there is a run."""
+        first = self._run_first
+        if first > 0:
+            more = self._run_last - first
+            self._acks.append(encode_ack(ack_seq - more, first, _SUCCESS, b"", more=more))
+            self._run_first = self._run_last = -1
 
     def _note_handled(self, seq: int) -> None:
         """Enter a message into the runs of the handled, of which the first may close the gap behind it."""
@@ -307,6 +335,7 @@ class LaneReceiver:
 
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
+        self._end_run(self._ack_seq)
         acks = self._acks
         told = (self._received, self._handled)
         if told != self._told:
@@ -340,4 +369,5 @@ class LaneReceiver:
         held = sum(incoming.size for incoming in self._active.values())
         self.released = self.arrived - held - sum(len(body) + PREFIX for body in self._later)
         self._acks.clear()
+        self._run_first = self._run_last = -1
         self.ack_bytes = 0

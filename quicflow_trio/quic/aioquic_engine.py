@@ -238,6 +238,7 @@ class AioquicEngine:
             stream.sender.write(data, end_stream=fin)
         except RuntimeError as error:
             raise LocalProtocolError(f"stream {stream_id}: {error}") from error
+        self._core.wrote = True
         self._touch()
 
     def credit(self, stream_id: int) -> int:

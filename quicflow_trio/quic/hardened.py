@@ -37,7 +37,9 @@ from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .engine import ConnectionIdIssued
+from .lean import drop_handshake, make_lean
 from .limits import (
+    ACK_DELAY,
     CONNECTION_IDS,
     KEY_UPDATE_BURST,
     KEY_UPDATE_INTERVAL,
@@ -66,7 +68,6 @@ class _SilentLogger:
 
 
 _SILENT = _SilentLogger()
-_EPOCHS: dict[frozenset[tls.Epoch], frozenset[tls.Epoch]] = {}
 
 
 class _StreamQueue(list[QuicStream]):
@@ -102,6 +103,7 @@ class HardenedConnection(QuicConnection):
         closed_by_peer: true once the peer's CONNECTION_CLOSE has come.
         timed_out: true once the idle time-out has ended the connection.
         peer_certificate: the peer's certificate as DER once it is verified; None before, and when there is none.
+        wrote: true when stream data was written since the last transmit.
     """
 
     def __init__(
@@ -119,6 +121,9 @@ class HardenedConnection(QuicConnection):
         self.closed_by_peer: bool = False
         self.timed_out: bool = False
         self.peer_certificate: bytes | None = None
+        self.wrote: bool = False
+        self._ack_delay = ACK_DELAY
+        self._heard = 0
         self._shrunk: dict[int, int] = {}
         self._crypto_frames = 0
         self._crypto_received: dict[tls.Epoch, int] = {}
@@ -130,10 +135,7 @@ class HardenedConnection(QuicConnection):
         self._loss._logger = None
         # Stock makes it by itself and counts nothing; a wrapper around its method would cost each connection a closure.
         self._loss.__class__ = Recovery
-        # Stock makes 31 sets of its four epochs for each connection, 7 of the 40 KB that one takes when idle.
-        handlers = vars(self)["_QuicConnection__frame_handlers"]
-        for frame_type, (handler, epochs) in handlers.items():
-            handlers[frame_type] = (handler, _EPOCHS.setdefault(epochs, epochs))
+        make_lean(self)
         # Before the transport parameters are written: the peer's first credit comes from these numbers.
         self._local_max_data.value = self._local_max_data.sent = windows.connection
         self._local_max_stream_data_bidi_local = windows.stream_out
@@ -196,17 +198,8 @@ class HardenedConnection(QuicConnection):
 
     def _confirm_handshake(self) -> None:
         super()._confirm_handshake()
-        # Stock keeps three buffers of 16 KiB and the whole TLS state for the connection's life: half of what a connection weighs.
-        # Nothing writes handshake messages from here on: both sides only refuse or ignore what still comes.
-        self._crypto_buffers = {}
-        context = self.tls
-        context.key_schedule = None
-        context.received_extensions = None
-        context.handshake_extensions = []
-        context._ec_private_keys = []
-        context._x25519_private_key = None
-        context._peer_certificate = None
-        context._peer_certificate_chain = []
+        # Stock keeps all of it for the connection's life: more than half of what a connection weighs.
+        drop_handshake(self)
 
     # -- receiving ---------------------------------------------------------------------------------------------------
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
@@ -215,6 +208,7 @@ class HardenedConnection(QuicConnection):
         if self._close_pending:
             return
         self._now = now
+        self._heard += 1
         try:
             super().receive_datagram(data, addr, now)
         except Exception as error:  # noqa: BLE001
@@ -350,7 +344,16 @@ class HardenedConnection(QuicConnection):
         # Stock raises IndexError on a server before its first good datagram, and on a client before `connect`.
         if not self._network_paths:
             return []
+        # Stock holds an ACK back for a millisecond even while it sends other packets: a packet of its own then, and a turn, for every
+        # second request of a client that makes one after the other. Here it goes with the next data, or with the second packet that
+        # wants one (RFC 9000 section 13.2.2), or at its time.
+        space = self._spaces.get(tls.Epoch.ONE_RTT)
+        if space is not None and space.ack_at is not None and (self.wrote or self._heard > 1):
+            space.ack_at = min(space.ack_at, now)
+        self.wrote = False
         datagrams = super().datagrams_to_send(now)
+        if space is None or space.ack_at is None:
+            self._heard = 0
         # Stock never counts what it has encrypted under one key.
         if self._packet_number >= self._key_update_at and self._handshake_confirmed:
             self.request_key_update()

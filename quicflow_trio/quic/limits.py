@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "ACK_DELAY",
     "CONNECTION_IDS",
     "KEY_UPDATES_PER_SECOND",
     "KEY_UPDATE_BURST",
@@ -36,6 +37,9 @@ MAX_PROBE_INTERVAL: Final = 4.0
 
 MAX_PTO_DOUBLINGS: Final = 3
 """Doublings that are allowed at any rate, however long the probe time-out is."""
+
+ACK_DELAY: Final = 0.01
+"""Seconds that the ACK of a single packet waits for something to go with it. We announce 25 ms (RFC 9000 section 13.2.1)."""
 
 CONNECTION_IDS: Final = 4
 """Connection ids that either side may use for the other at one time."""

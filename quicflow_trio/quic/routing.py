@@ -110,7 +110,8 @@ class RoutingTable(Generic[Owner]):
 
     def __init__(self) -> None:
         self._owners: dict[bytes, Owner] = {}
-        self._ids: dict[Owner, set[bytes]] = {}
+        # Lists, as an owner has about five: a set of five takes 0.7 KB.
+        self._ids: dict[Owner, list[bytes]] = {}
 
     def __len__(self) -> int:
         """Return how many connection ids are known."""
@@ -125,7 +126,9 @@ class RoutingTable(Generic[Owner]):
         """Enter an id; False, and no change, when another owner has it."""
         if self._owners.setdefault(connection_id, owner) != owner:
             return False
-        self._ids.setdefault(owner, set()).add(connection_id)
+        ids = self._ids.setdefault(owner, [])
+        if connection_id not in ids:
+            ids.append(connection_id)
         return True
 
     def remove(self, connection_id: bytes) -> None:
@@ -134,7 +137,7 @@ class RoutingTable(Generic[Owner]):
         if owner is None:
             return
         ids = self._ids[owner]
-        ids.discard(connection_id)
+        ids.remove(connection_id)
         if not ids:
             del self._ids[owner]
 

@@ -133,16 +133,18 @@ def encode_message(
     return (_MESSAGE_HEADS[size] if size < 2048 else _head(_MESSAGE, size)) + inner
 
 
-def encode_ack(ack_seq: int, seq: int, status: int, result: bytes, error: str = "") -> bytes:
+def encode_ack(ack_seq: int, seq: int, status: int, result: bytes, error: str = "", more: int = 0) -> bytes:
     """Return an `AckFrame` of these fields as it goes on the stream, length prefix included.
 
     What UTF-8 cannot carry of ``error`` (lone surrogates, as file names bring them into exceptions) becomes a question mark.
 
     Raises:
-        LocalProtocolError: a sequence number is below 1 or over 64 bits.
+        LocalProtocolError: a sequence number is below 1 or over 64 bits, or there is ``more`` beside a result or an error.
     """
     if ack_seq < 1 or seq < 1:
         raise LocalProtocolError(f"an ack needs sequence numbers from 1, not {ack_seq} and {seq}")
+    if more and (result or error):
+        raise LocalProtocolError("an ack of several messages has neither result nor error")
     number = _SHORT[ack_seq] if ack_seq < 0x4000 else varint(ack_seq)
     answers = _SHORT[seq] if seq < 0x4000 else varint(seq)
     kind = _TYPES[status] if 0 <= status < 8 else _enum(b"\x18", status)
@@ -152,7 +154,7 @@ def encode_ack(ack_seq: int, seq: int, status: int, result: bytes, error: str = 
         text_length = b"\x2a" + varint(len(text)) if text else b""
         inner = b"".join((b"\x08", number, b"\x10", answers, kind, length, result, text_length, text))
     else:
-        inner = b"".join((b"\x08", number, b"\x10", answers, kind))
+        inner = b"".join((b"\x08", number, b"\x10", answers, kind, _number(b"\x30", more)))
     size = len(inner)
     return (_ACK_HEADS[size] if size < 256 else _head(_ACK, size)) + inner
 
@@ -302,6 +304,9 @@ def _decode_ack(body: bytes) -> AckFrame | None:
     if position == len(body):
         return AckFrame(ack_seq, seq, status, b"", "")
     size = body[position + 1]
+    if body[position] == 0x30:
+        more, position = _varint_at(body, position + 1)
+        return AckFrame(ack_seq, seq, status, b"", "", more) if position == len(body) else None
     if body[position] != 0x22:
         return None
     position += 2

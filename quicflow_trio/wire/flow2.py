@@ -130,9 +130,11 @@ def _build_message(values: dict[str, Any]) -> MessageFrame:
 
 def _build_ack(values: dict[str, Any]) -> AckFrame:
     get = values.get
-    frame = AckFrame(get("ack_seq", 0), get("seq", 0), get("status", 0), get("result", b""), get("error", ""))
+    frame = AckFrame(get("ack_seq", 0), get("seq", 0), get("status", 0), get("result", b""), get("error", ""), get("more", 0))
     if not frame.ack_seq or not frame.seq:
         raise DecodeError("ack without its sequence numbers")
+    if frame.more and (frame.result or frame.error):
+        raise DecodeError("ack of several messages with the result of one")
     return frame
 
 
@@ -221,7 +223,7 @@ def _encode_goodbye(frame: Goodbye) -> bytes:
 
 _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     MessageFrame: lambda f: encode_message(f.seq, f.id, f.type, f.payload, f.wants_ack, f.timestamp, f.redeliver, f.redelivered),
-    AckFrame: lambda f: encode_ack(f.ack_seq, f.seq, f.status, f.result, f.error),
+    AckFrame: lambda f: encode_ack(f.ack_seq, f.seq, f.status, f.result, f.error, f.more),
     ReceiptFrame: lambda f: encode_receipt(f.received, f.handled, f.ranges),
     CancelFrame: lambda f: encode_cancel(f.seq),
     PingFrame: lambda f: encode_ping(f.number),

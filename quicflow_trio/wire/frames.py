@@ -74,14 +74,15 @@ class MessageFrame:
 
 @dataclass(slots=True)
 class AckFrame:
-    """The outcome of one message, on the return half of its lane.
+    """The outcome of one message, or the same one of several that follow each other, on the return half of their lane.
 
     Attributes:
-        ack_seq: number among the acks of the lane.
-        seq: of the message that it answers.
+        ack_seq: number among the acks of the lane, of the first message's.
+        seq: of the message that it answers, the first one.
         status: an `AckStatus`, or a number that this revision has no name for.
         result: what the handler returned.
         error: what went wrong, for people.
+        more: how many further messages it answers; 0 when there is a result or an error.
     """
 
     ack_seq: int
@@ -89,6 +90,7 @@ class AckFrame:
     status: int
     result: bytes = b""
     error: str = ""
+    more: int = 0
 
 
 @dataclass(slots=True)

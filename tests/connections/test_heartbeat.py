@@ -226,7 +226,7 @@ async def test_a_pong_that_nobody_asked_for_changes_nothing(autojump_clock: Mock
 # -- the pace itself ---------------------------------------------------------------------------------------------------
 class Counting:
     def __init__(self, interval: float) -> None:
-        self.terms = Terms(payload=1, lanes=1, heartbeat_interval=interval)
+        self.terms = Terms(payload=1, lanes=1, heartbeat_interval=interval, revision=1)
         self.at: list[float] = []
 
     def ping(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import trio
 
 from quicflow_trio import Message, MessageType, Request, Router
-from quicflow_trio.protocol.lane_sender import OutgoingRequest
+from quicflow_trio.protocol.outgoing import OutgoingRequest
 from quicflow_trio.testing import MemoryNetwork, World
 
 KINDS = (MessageType.COMMAND, MessageType.EVENT, MessageType.QUERY)

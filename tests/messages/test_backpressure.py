@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from quicflow_trio import ClientConfig, Limits, Message, MessageType, Peer, Request, Router, ServerConfig
 from quicflow_trio.client_state import ClientState
-from quicflow_trio.protocol.lane_sender import MESSAGE_OVERHEAD
+from quicflow_trio.protocol.outgoing import MESSAGE_OVERHEAD
 from quicflow_trio.testing import MemoryNetwork, open_world
 from tests.messages.harness import Gate, assert_at_rest, until
 

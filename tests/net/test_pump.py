@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from quicflow_trio.deadlines import Deadlines
 from quicflow_trio.net.pump import FEED, INBOX, Pump
 from quicflow_trio.quic.engine import Address, EngineEvent, StreamData
 
@@ -20,6 +21,8 @@ Datagrams = Sequence[tuple[bytes, Address]]
 
 class Fake:
     """Engine, driver and endpoint in one: ``log`` has what the pump did, in order."""
+
+    behind_until = 0.0
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -32,6 +35,7 @@ class Fake:
         self.full: trio.Event | None = None
         self.on_flush: Any = None
         self.fed: list[bytes] = []
+        self.timers = Deadlines()
 
     # -- the engine
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> None:
@@ -95,7 +99,7 @@ class Fake:
 
 def make() -> tuple[Fake, Pump]:
     fake = Fake()
-    return fake, Pump(cast(Any, fake), fake, fake)
+    return fake, Pump(cast(Any, fake), fake, fake, fake.timers)
 
 
 def datagrams(count: int) -> Datagrams:
@@ -103,6 +107,7 @@ def datagrams(count: int) -> Datagrams:
 
 
 async def settle(pump: Pump, nursery: trio.Nursery) -> None:
+    nursery.start_soon(cast(Deadlines, pump._timers).run)
     nursery.start_soon(pump.run)
     await trio.testing.wait_all_tasks_blocked()
 
@@ -255,6 +260,32 @@ async def test_a_timer_that_does_not_move_cannot_stop_the_clock(autojump_clock: 
         with trio.fail_after(1):
             await trio.sleep(0.000_1)
         assert fake.log.count("timer") < 150
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_timer_waits_while_datagrams_wait_to_be_read(autojump_clock: MockClock) -> None:
+    fake, pump = make()
+    fake.timer, fake.behind_until = 3.0, 3.5
+    async with trio.open_nursery() as nursery:
+        await settle(pump, nursery)
+        await trio.sleep(3.2)
+        fake.behind_until = 3.7
+        await trio.sleep(0.4)
+        assert fake.log == []
+        await trio.sleep(0.2)
+        assert fake.log.count("timer") == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_timer_does_not_wait_for_ever(autojump_clock: MockClock) -> None:
+    fake, pump = make()
+    fake.timer, fake.behind_until = 3.0, math.inf
+    async with trio.open_nursery() as nursery:
+        await settle(pump, nursery)
+        await trio.sleep(4.9)
+        assert fake.log == []
+        await trio.sleep(0.2)
+        assert fake.log.count("timer") == 1
         nursery.cancel_scope.cancel()
 
 

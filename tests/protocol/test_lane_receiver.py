@@ -63,6 +63,10 @@ def end(lane: LaneReceiver, *seqs: int, status: int = AckStatus.SUCCESS, result:
         lane.finish(incoming, status, result)
 
 
+def acks(lane: LaneReceiver) -> list[tuple[int, int, int, int]]:
+    return [(ack.ack_seq, ack.seq, ack.status, ack.more) for ack in said(lane) if isinstance(ack, AckFrame)]
+
+
 # -- in ----------------------------------------------------------------------------------------------------------------
 def test_messages_come_out_in_order_and_no_more_than_asked_for() -> None:
     lane = make_lane(named=False)
@@ -356,3 +360,30 @@ class Model(RuleBasedStateMachine):
 
 TestModel: Any = Model.TestCase
 TestModel.settings = settings(max_examples=40, stateful_step_count=40)
+
+
+# -- runs of acks ------------------------------------------------------------------------------------------------------
+def test_acks_of_messages_that_follow_each_other_are_one() -> None:
+    lane = make_lane()
+    arrive(lane, *(message(seq, wants_ack=seq != 8) for seq in range(1, 13)))
+    assert lane.ack_bytes == 0
+    end(lane, 1, 2, 3)
+    assert lane.ack_bytes > 0
+    end(lane, 5, 4)
+    end(lane, 6, result=b"result")
+    end(lane, 7, status=AckStatus.FAILURE)
+    end(lane, 8, 9, 10)
+    assert acks(lane) == [(1, 1, 1, 2), (4, 5, 1, 0), (5, 4, 1, 0), (6, 6, 1, 0), (7, 7, 2, 0), (8, 9, 1, 1)]
+    assert lane.ack_bytes == 0
+    end(lane, 11)
+    assert acks(lane) == [(10, 11, 1, 0)], "what was written is not continued"
+    end(lane, 12)
+    lane.detach()
+    assert acks(lane) == []
+
+
+def test_a_peer_that_does_not_know_runs_gets_an_ack_each() -> None:
+    lane = LaneReceiver(4, LIMIT, 0, runs=False)
+    arrive(lane, OPENING, *(message(seq, wants_ack=True) for seq in range(1, 4)))
+    end(lane, 1, 2, 3)
+    assert acks(lane) == [(1, 1, 1, 0), (2, 2, 1, 0), (3, 3, 1, 0)]

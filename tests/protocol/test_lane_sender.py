@@ -13,15 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from quicflow_trio.errors import ConnectionLost, PayloadTooLarge, QuicFlowError, RemoteProtocolError, WaitingTableFull
 from quicflow_trio.message import AckStatus, Delivery, Message
-from quicflow_trio.protocol.lane_sender import (
-    CREDIT_RESERVE,
-    MESSAGE_OVERHEAD,
-    SWEEP_BYTES,
-    LaneSender,
-    Outgoing,
-    OutgoingRequest,
-    OutgoingState,
-)
+from quicflow_trio.protocol.lane_sender import CREDIT_RESERVE, LaneSender
+from quicflow_trio.protocol.outgoing import MESSAGE_OVERHEAD, SWEEP_BYTES, Outgoing, OutgoingRequest, OutgoingState
 from quicflow_trio.protocol.waiting import WaitingShare, WaitingTable
 from quicflow_trio.wire import (
     CancelFrame,
@@ -190,6 +183,40 @@ def test_an_ack_ends_the_wait_and_one_that_comes_late_is_counted(share: WaitingS
     answered.__exit__()
     assert share.active == 0
     assert not frames_of(lane.next_batch(PLENTY))[1:], "one cancellation, for the request that had no answer"
+
+
+def test_one_ack_answers_a_run_of_requests(share: WaitingShare) -> None:
+    lane = make_lane()
+    requests = [request_for(lane, b"%d" % number, share) for number in range(5)]
+    wakes = [watch(request) for request in requests]
+    lane.next_batch(PLENTY)
+    requests[1].__exit__()
+    lane.handle_return(encode_ack(1, 1, AckStatus.SUCCESS, b"", more=3), 0.0)
+    assert [wake.woken for wake in wakes] == [1, 0, 1, 1, 0]
+    assert (lane.acks_ignored, lane.waiting) == (1, 1)
+    lane.handle_return(encode_ack(5, 5, AckStatus.FAILURE, b"", "no"), 0.0)
+    assert requests[4].ack is not None
+    assert requests[4].ack.error == "no"
+
+
+@pytest.mark.parametrize(("ack_seq", "seq", "more"), [(1, 1, 3), (1, 3, 1), (1, 1, 1 << 60)])
+def test_a_run_past_the_last_message_is_refused_and_costs_nothing(share: WaitingShare, ack_seq: int, seq: int, more: int) -> None:
+    lane = make_lane()
+    for number in range(3):
+        request_for(lane, b"%d" % number, share)
+    lane.next_batch(PLENTY)
+    with pytest.raises(RemoteProtocolError, match="the last one sent was 3"):
+        lane.handle_return(encode_ack(ack_seq, seq, AckStatus.SUCCESS, b"", more=more), 0.0)
+
+
+def test_runs_cannot_answer_more_messages_than_were_sent(share: WaitingShare) -> None:
+    lane = make_lane()
+    for number in range(3):
+        request_for(lane, b"%d" % number, share)
+    lane.next_batch(PLENTY)
+    lane.handle_return(encode_ack(1, 1, AckStatus.SUCCESS, b"", more=2), 0.0)
+    with pytest.raises(RemoteProtocolError, match="the last one sent was 3"):
+        lane.handle_return(encode_ack(4, 1, AckStatus.SUCCESS, b"", more=2), 0.0)
 
 
 @pytest.mark.parametrize(

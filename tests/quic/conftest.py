@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quicflow_trio.quic.certificates import make_authority, make_client_certificate, make_server_certificate
-from tests.quic.harness import NOW, Files, Pair, make_client, make_server
+from tests.quic.harness import AIOQUIC, NOW, Files, Pair, make_client, make_server
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,13 @@ PairMaker = Callable[..., Pair]
 
 
 @pytest.fixture
-def pair(files: Files) -> PairMaker:
+def pairing() -> tuple[str, str]:
+    """Engines of client and server; modules that test others override it."""
+    return AIOQUIC, AIOQUIC
+
+
+@pytest.fixture
+def pair(files: Files, pairing: tuple[str, str]) -> PairMaker:
     """Return a function that makes a pair; ``stock="server"`` puts the stock class on that side."""
 
     def make(
@@ -49,8 +55,10 @@ def pair(files: Files) -> PairMaker:
         server: dict[str, Any] | None = None,
         **options: Any,
     ) -> Pair:
-        near = make_client(client_tls or files.client(), stock=stock == "client", **(client or {}))
-        far = make_server(server_tls or files.server(), near.original_destination_id, stock=stock == "server", **(server or {}))
+        here = {"engine": pairing[0], **(client or {})}
+        there = {"engine": pairing[1], **(server or {})}
+        near = make_client(client_tls or files.client(), stock=stock == "client", **here)
+        far = make_server(server_tls or files.server(), near.original_destination_id, stock=stock == "server", **there)
         made = Pair(near, far, **options)
         return made.handshake() if connect else made
 

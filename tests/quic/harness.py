@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pytest
 from aioquic import tls as aioquic_tls
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -15,9 +16,10 @@ from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 
 from quicflow_trio.config import TLSConfig
-from quicflow_trio.quic.aioquic_engine import AioquicEngine, Windows, client_engine, server_engine
+from quicflow_trio.quic.aioquic_engine import AioquicEngine, Windows
 from quicflow_trio.quic.certificates import CertificateAndKey
 from quicflow_trio.quic.engine import EngineEvent, StreamData
+from quicflow_trio.quic.engines import EngineMaker, engine_maker
 from quicflow_trio.quic.hardened import HardenedConnection
 from quicflow_trio.quic.tls import TLSContext
 from quicflow_trio.testing.pair import CLIENT, EnginePair
@@ -72,19 +74,39 @@ def core_of(engine: AioquicEngine) -> QuicConnection:
     return engine._core
 
 
-def make_client(tls: TLSContext, *, stock: bool = False, **options: Any) -> AioquicEngine:
+AIOQUIC = "aioquic"
+QH3 = "qh3"
+PAIRINGS = ((AIOQUIC, AIOQUIC), (QH3, QH3), (QH3, AIOQUIC), (AIOQUIC, QH3))
+"""Engines of client and server."""
+
+
+def not_for_qh3(pairing: tuple[str, str], *, client: str = "", server: str = "") -> None:
+    """Skip where the side that has a reason runs on qh3."""
+    for engine, reason in zip(pairing, (client, server), strict=True):
+        if reason and engine == QH3:
+            pytest.skip(f"qh3: {reason}")
+
+
+def maker(engine: str, tls: TLSContext) -> EngineMaker:
+    if engine == QH3:
+        pytest.importorskip("qh3", reason="qh3 is an extra and not installed")
+    return engine_maker(engine, tls)
+
+
+def make_client(tls: TLSContext, *, stock: bool = False, engine: str = AIOQUIC, **options: Any) -> AioquicEngine:
+    """Make a client; of whatever engine, the tests know it by the type that has all they use."""
     settings: dict[str, Any] = {"server_name": "localhost", "alpn": ALPN, "idle_timeout": 30.0, "windows": WINDOWS, **options}
     if not stock:
-        return client_engine(tls, **settings)
+        return cast(AioquicEngine, maker(engine, tls).client_engine(tls, **settings))
     windows, extra = settings.pop("windows"), settings.pop("core", {})
     configuration = tls.client_configuration(datagram_size=1200, **settings)
     return AioquicEngine(cast(HardenedConnection, StockConnection({0: configuration}, windows, **extra)))
 
 
-def make_server(tls: TLSContext, odcid: bytes, *, stock: bool = False, **options: Any) -> AioquicEngine:
+def make_server(tls: TLSContext, odcid: bytes, *, stock: bool = False, engine: str = AIOQUIC, **options: Any) -> AioquicEngine:
     settings: dict[str, Any] = {"alpn": ALPN, "idle_timeout": 30.0, "windows": WINDOWS, **options}
     if not stock:
-        return server_engine(tls, original_destination_id=odcid, **settings)
+        return cast(AioquicEngine, maker(engine, tls).server_engine(tls, original_destination_id=odcid, **settings))
     windows, extra = settings.pop("windows"), settings.pop("core", {})
     configurations = tls.server_configurations(datagram_size=1200, **settings)
     # The window the test counts on; everything else as shipped.

@@ -22,9 +22,30 @@ from quicflow_trio.quic.engine import (
 from quicflow_trio.quic.tls import is_certificate_alert
 from quicflow_trio.testing.pair import CLIENT, SERVER
 from tests.quic.conftest import PairMaker
-from tests.quic.harness import WINDOW, Files, Pair, core_of, make_client, make_server, only, packet, received
+from tests.quic.harness import (
+    AIOQUIC,
+    PAIRINGS,
+    QH3,
+    WINDOW,
+    Files,
+    Pair,
+    core_of,
+    make_client,
+    make_server,
+    not_for_qh3,
+    only,
+    received,
+)
 
-PING = b"\x01\0\0\0"
+NO_CLIENT_CERTIFICATES = "its server cannot ask for client certificates; the configuration is refused"
+OWN_CREDIT = "it gives credit by itself; test_qh3.py tests what holds instead"
+
+
+@pytest.fixture(params=PAIRINGS, ids="-".join)
+def pairing(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Every test here is for every engine, unless it says why not."""
+    pairing: tuple[str, str] = request.param
+    return pairing
 
 
 def ended(events: list[EngineEvent]) -> ConnectionEnded:
@@ -32,9 +53,9 @@ def ended(events: list[EngineEvent]) -> ConnectionEnded:
     return event
 
 
-def test_the_engine_keeps_the_contract(pair: PairMaker) -> None:
+def test_the_engine_keeps_the_contract(pair: PairMaker, pairing: tuple[str, str]) -> None:
     engine: Engine = pair(connect=False).client  # mypy checks the rest
-    assert isinstance(engine, AioquicEngine)
+    assert type(engine).__name__ == {AIOQUIC: "AioquicEngine", QH3: "Qh3Engine"}[pairing[0]]
 
 
 # -- handshake -----------------------------------------------------------------------------------------------------------
@@ -64,12 +85,14 @@ def test_the_server_may_be_named_by_address(pair: PairMaker, name: str) -> None:
     assert only(pair(client={"server_name": name}).client_events, HandshakeCompleted)
 
 
-def test_version_2_is_taken_too(pair: PairMaker) -> None:
+def test_version_2_is_taken_too(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, client="no client offers version 2, and aioquic's can be made to")
     both = pair(connect=False)
     core_of(both.client)._configuration.supported_versions = [0x6B3343CF]
     both.handshake()
     assert only(both.client_events, HandshakeCompleted)
-    assert core_of(both.server)._version == 0x6B3343CF
+    core: Any = core_of(both.server)
+    assert (core.version if pairing[1] == QH3 else core._version) == 0x6B3343CF
 
 
 @pytest.mark.parametrize(
@@ -81,8 +104,10 @@ def test_version_2_is_taken_too(pair: PairMaker) -> None:
     ],
 )
 def test_a_bad_server_certificate_ends_the_handshake_on_both_sides(
-    pair: PairMaker, files: Files, server: str, client: dict[str, Any], alert: int
+    pair: PairMaker, files: Files, pairing: tuple[str, str], server: str, client: dict[str, Any], alert: int
 ) -> None:
+    if pairing[0] == QH3 and alert == 45:
+        alert = 42  # It does not tell what is wrong with a certificate.
     both = pair(server_tls=files.server(server), client_tls=files.client(**client))
     both.run(3.0)
     here, there = ended(both.client_events), ended(both.server_events)
@@ -106,7 +131,8 @@ def test_no_common_protocol_is_no_certificate_error(pair: PairMaker) -> None:
     assert not is_certificate_alert(120)
 
 
-def test_a_client_certificate_is_verified_and_shown(pair: PairMaker, files: Files) -> None:
+def test_a_client_certificate_is_verified_and_shown(pair: PairMaker, files: Files, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, server=NO_CLIENT_CERTIFICATES)
     asking = files.server(client_ca=files.folder / "ca.crt")
     both = pair(server_tls=asking, client_tls=files.client("worker-1"))
     assert only(both.server_events, HandshakeCompleted)
@@ -118,8 +144,9 @@ def test_a_client_certificate_is_verified_and_shown(pair: PairMaker, files: File
 
 @pytest.mark.parametrize(("certificate", "alert"), [(None, 116), ("stranger", 48), ("expired-client", 45), ("server", 43)])
 def test_a_bad_client_certificate_is_refused_before_any_data(
-    pair: PairMaker, files: Files, certificate: str | None, alert: int
+    pair: PairMaker, files: Files, pairing: tuple[str, str], certificate: str | None, alert: int
 ) -> None:
+    not_for_qh3(pairing, server=NO_CLIENT_CERTIFICATES)
     asking = files.server(client_ca=files.folder / "ca.crt")
     both = pair(connect=False, server_tls=asking, client_tls=files.client(certificate))
 
@@ -194,9 +221,10 @@ def test_streams_beyond_the_peer_s_limit_are_refused_here(pair: PairMaker) -> No
         opened(both)
 
 
-def test_a_finished_stream_gives_its_place_back(pair: PairMaker) -> None:
+def test_a_finished_stream_gives_its_place_back(pair: PairMaker, pairing: tuple[str, str]) -> None:
     both = pair()
-    both.server.raise_stream_limit(4)  # never lowers
+    if pairing[1] == AIOQUIC:
+        both.server.raise_stream_limit(4)  # never lowers
     for number in range(100):
         stream = opened(both)
         both.client.write(stream, b"x", fin=True)
@@ -207,7 +235,8 @@ def test_a_finished_stream_gives_its_place_back(pair: PairMaker) -> None:
 
 
 @pytest.mark.parametrize("streams", [1000])
-def test_the_stream_limit_can_be_raised_after_the_handshake(pair: PairMaker, streams: int) -> None:
+def test_the_stream_limit_can_be_raised_after_the_handshake(pair: PairMaker, pairing: tuple[str, str], streams: int) -> None:
+    not_for_qh3(pairing, server="the number of streams stands from the first packet on")
     both = pair()
     both.server.raise_stream_limit(streams)
     both.run(0.5)
@@ -219,7 +248,8 @@ def test_the_stream_limit_can_be_raised_after_the_handshake(pair: PairMaker, str
     assert received(both.server_events, ids[-1]) == b"last"
 
 
-def test_the_sender_stops_at_the_granted_byte_and_goes_on_after_a_grant(pair: PairMaker) -> None:
+def test_the_sender_stops_at_the_granted_byte_and_goes_on_after_a_grant(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, server=OWN_CREDIT)
     both = pair()
     stream = opened(both)
     both.client.write(stream, b"x" * (3 * WINDOW))
@@ -238,7 +268,8 @@ def test_the_sender_stops_at_the_granted_byte_and_goes_on_after_a_grant(pair: Pa
     assert both.client.unacked() == 0
 
 
-def test_the_return_half_has_credit_of_its_own(pair: PairMaker) -> None:
+def test_the_return_half_has_credit_of_its_own(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, client=OWN_CREDIT)
     windows = Windows(stream_in=WINDOW, stream_out=1000, connection=10 * WINDOW, streams=4)
     both = pair(client={"windows": windows})
     stream = opened(both)
@@ -251,7 +282,8 @@ def test_the_return_half_has_credit_of_its_own(pair: PairMaker) -> None:
     assert both.server.credit(stream) == 1250
 
 
-def test_a_small_update_rides_in_a_packet_that_leaves_anyway(pair: PairMaker) -> None:
+def test_a_small_update_rides_in_a_packet_that_leaves_anyway(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, server=OWN_CREDIT)
     both = pair()
     stream = opened(both)
     both.client.write(stream, b"?")
@@ -265,7 +297,8 @@ def test_a_small_update_rides_in_a_packet_that_leaves_anyway(pair: PairMaker) ->
 
 
 @pytest.mark.parametrize("lost", [1, 3])
-def test_a_lost_update_is_sent_again(pair: PairMaker, lost: int) -> None:
+def test_a_lost_update_is_sent_again(pair: PairMaker, pairing: tuple[str, str], lost: int) -> None:
+    not_for_qh3(pairing, server=OWN_CREDIT)
     both = pair()
     stream = opened(both)
     both.client.write(stream, b"x" * (2 * WINDOW))
@@ -333,7 +366,8 @@ def test_one_seed_gives_one_trace(pair: PairMaker, files: Files) -> None:
     assert trace(5) != trace(6)
 
 
-def test_unacked_leaves_out_what_was_acknowledged_out_of_order(pair: PairMaker) -> None:
+def test_unacked_leaves_out_what_was_acknowledged_out_of_order(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, client="it counts packets that are not acknowledged, not bytes of streams")
     both = pair()
     first = [True]
 
@@ -425,11 +459,13 @@ def test_writing_to_a_closing_connection_does_nothing(pair: PairMaker) -> None:
 
 def test_a_close_that_was_lost_is_repeated_ever_more_seldom(pair: PairMaker) -> None:
     both = pair()
+    both.server.write(both.server.open_stream(), b"still here")
+    ((data, _addr),) = both.server.datagrams_to_send(both.now)
     both.client.close(4, "bye")
     assert len(both.client.datagrams_to_send(both.now)) == 1  # lost
     answers = []
     for _ in range(16):
-        both.client.receive_datagram(packet(core_of(both.server), PING), SERVER, both.now)
+        both.client.receive_datagram(data, SERVER, both.now)
         answers.append(both.client.datagrams_to_send(both.now))
     assert [number for number, answer in enumerate(answers, 1) if answer] == [1, 2, 4, 8, 16]
     both.server.receive_datagram(answers[-1][0][0], CLIENT, both.now)
@@ -450,19 +486,19 @@ def test_silence_ends_a_connection(pair: PairMaker) -> None:
         assert not event.application
 
 
-def test_closing_before_anybody_was_heard_ends_at_once(files: Files) -> None:
-    server = make_server(files.server(), b"12345678")
+def test_closing_before_anybody_was_heard_ends_at_once(files: Files, pairing: tuple[str, str]) -> None:
+    server = make_server(files.server(), b"12345678", engine=pairing[1])
     server.close(1, "no room")
     assert server.terminated
     assert ended(server.next_events()) == ConnectionEnded(1, "no room", True, by_peer=False)
     assert server.datagrams_to_send(1.0) == []
-    client = make_client(files.client())
+    client = make_client(files.client(), engine=pairing[0])
     client.close(0)
     assert ended(client.next_events()).code == 0
 
 
-def test_a_client_that_nobody_answers_can_be_closed(files: Files) -> None:
-    client = make_client(files.client())
+def test_a_client_that_nobody_answers_can_be_closed(files: Files, pairing: tuple[str, str]) -> None:
+    client = make_client(files.client(), engine=pairing[0])
     client.connect(SERVER, 1.0)
     client.datagrams_to_send(1.0)
     client.close(0)
@@ -474,8 +510,9 @@ def test_a_client_that_nobody_answers_can_be_closed(files: Files) -> None:
 
 
 # -- order of calls ----------------------------------------------------------------------------------------------------
-def test_everything_may_be_called_before_the_first_datagram(files: Files) -> None:
-    for engine in (make_client(files.client()), make_server(files.server(), b"12345678")):
+def test_everything_may_be_called_before_the_first_datagram(files: Files, pairing: tuple[str, str]) -> None:
+    here, there = pairing
+    for engine in (make_client(files.client(), engine=here), make_server(files.server(), b"12345678", engine=there)):
         assert engine.datagrams_to_send(1.0) == []
         assert engine.get_timer() is None
         engine.handle_timer(1.0)
@@ -485,7 +522,7 @@ def test_everything_may_be_called_before_the_first_datagram(files: Files) -> Non
         assert len(engine.connection_ids) == 1
         assert engine.unacked() == 0
         assert not engine.closing
-    server = make_server(files.server(), b"12345678")
+    server = make_server(files.server(), b"12345678", engine=there)
     server.receive_datagram(b"\x40garbage of some length", CLIENT, 1.0)
     assert server.datagrams_to_send(1.0) == []
 
@@ -536,7 +573,8 @@ def test_connection_ids_follow_the_events(pair: PairMaker) -> None:
     assert known - retired == set(both.server.connection_ids)
 
 
-def test_a_client_may_move(pair: PairMaker) -> None:
+def test_a_client_may_move(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, server="it goes on to the old address until the new one is validated")
     both = pair()
     stream = opened(both)
     both.client.write(stream, b"x" * 100)

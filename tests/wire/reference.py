@@ -30,7 +30,7 @@ SCHEMA = {
     "Message": "seq uint64 1, id bytes 2, type enum 3, payload bytes 4, wants_ack bool 5, timestamp int64 6, redeliver bool 7, "
     "redelivered bool 8",
     "Cancel": "seq uint64 1",
-    "Ack": "ack_seq uint64 1, seq uint64 2, status enum 3, result bytes 4, error string 5",
+    "Ack": "ack_seq uint64 1, seq uint64 2, status enum 3, result bytes 4, error string 5, more uint64 6",
     "SeqRange": "first uint64 1, last uint64 2",
     "Receipt": "received uint64 1, handled uint64 2, handled_ranges *SeqRange 3",
     "Frame": "hello Hello 1, welcome Welcome 2, ping Ping 3, pong Pong 4, goodbye Goodbye 5, lane_open LaneOpen 7, "
@@ -168,7 +168,10 @@ MESSAGES = st.builds(
     redeliver=st.booleans(),
     redelivered=st.booleans(),
 )
-ACKS = st.builds(wire.AckFrame, ack_seq=SEQ, seq=SEQ, status=ENUM, result=DATA, error=st.text(max_size=200))
+ACKS = st.one_of(
+    st.builds(wire.AckFrame, ack_seq=SEQ, seq=SEQ, status=ENUM, result=DATA, error=st.text(max_size=200)),
+    st.builds(wire.AckFrame, ack_seq=SEQ, seq=SEQ, status=ENUM, more=UINT64),
+)
 RECEIPTS = st.builds(
     wire.ReceiptFrame,
     received=UINT64,

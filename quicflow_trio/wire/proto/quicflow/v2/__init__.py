@@ -137,6 +137,12 @@ class Ack(betterproto2.Message):
     What went wrong, as text for people.
     """
 
+    more: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+    """
+    Since revision 1; only without result and error. That many further messages, numbered on from `seq`, ended the same way, and
+    their acks are numbered on from `ack_seq`. Never past the last message that was sent.
+    """
+
 
 default_message_pool.register_message("quicflow.v2", "Ack", Ack)
 
