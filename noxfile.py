@@ -98,6 +98,7 @@ def demo(session: nox.Session) -> None:
 
 
 def run_benchmark(session: nox.Session, module: str, extras: str = "bench") -> None:
+    """Install what a benchmark needs, and run it with the session's arguments."""
     session.install("-e", f".[{extras}]")
     session.run("python", "-m", module, *session.posargs)
 

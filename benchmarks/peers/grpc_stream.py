@@ -35,7 +35,7 @@ async def answer_all(_: AsyncIterator[bytes], context: Any) -> None:
 async def serving(files: Files) -> AsyncIterator[Hello]:
     """Listen on TCP."""
     server = grpc.aio.server()
-    methods = {METHOD: grpc.stream_stream_rpc_method_handler(answer_all)}
+    methods: dict[str, Any] = {METHOD: grpc.stream_stream_rpc_method_handler(answer_all)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
@@ -94,7 +94,7 @@ async def connected(hello: Hello) -> AsyncIterator[Conversation]:
     """Connect, start the call and keep reading."""
     options = [("grpc.enable_http_proxy", 0)]
     async with grpc.aio.secure_channel(f"127.0.0.1:{hello['port']}", trusting(hello), options) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
+        call: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}")()
         talk = Talk(call)
         async with background(talk.receive()):
             yield talk

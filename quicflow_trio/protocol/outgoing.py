@@ -122,16 +122,7 @@ class OutgoingRequest(Outgoing):
     wake: Callable[[Any], None] | None
 
     def __init__(self, lane: Lane, message: Message, share: WaitingShare, deadlines: EarlyEnds, started: float = 0.0) -> None:
-        # Written out, not by super(): this is made for every request.
-        self.lane = lane
-        self.message = message
-        self.size = len(message.payload) + MESSAGE_OVERHEAD
-        self.state = OutgoingState.NEW
-        self.seq = 0
-        self.error = None
-        self.task = None
-        self.wake = None
-        self.watchers = None
+        super().__init__(lane, message)
         self.started: float = started
         self._share = share
         self._deadlines = deadlines

@@ -25,15 +25,15 @@ class Stream:
     __slots__ = ("closed", "delivered", "granted", "held", "held_bytes", "limit", "over", "window", "written")
 
     def __init__(self, limit: int, window: int) -> None:
-        self.written = 0
-        self.limit = limit
+        self.written: int = 0
+        self.limit: int = limit
         self.window: Final = window
-        self.granted = window
-        self.delivered = 0
+        self.granted: int = window
+        self.delivered: int = 0
         self.held: list[tuple[bytes, bool]] = []
-        self.held_bytes = 0
-        self.over = False
-        self.closed = False
+        self.held_bytes: int = 0
+        self.over: bool = False
+        self.closed: bool = False
 
 
 class Streams:

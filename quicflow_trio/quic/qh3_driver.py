@@ -199,7 +199,7 @@ class Qh3Driver:
             operation(*arguments)
         except Exception as error:  # noqa: BLE001
             self._fail(_INTERNAL_ERROR, f"{type(error).__name__} on a packet")
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  (synchronous; what is no panic is raised again)
             # A panic of the core is none of Python's exceptions, and leaves a core behind that only panics.
             if type(error).__module__ != "pyo3_runtime":
                 raise

@@ -121,7 +121,7 @@ async def test_leaving_the_block_ends_connections_that_are_still_open(
             with trio.CancelScope() as scope:
                 async with open_endpoint(network=network.host("program")) as endpoint:
                     for number in range(3):
-                        outside.start_soon(live, endpoint, number)
+                        outside.start_soon(live, endpoint, number)  # noqa: ASYNC111  (they outlive it, which is the point)
                     await trio.sleep(1)
                     assert len(server.sessions) == 3
                     if cancelled:

@@ -25,7 +25,7 @@ def difference(first: Trace, second: Trace) -> str:
 
 def test_twice_in_a_row() -> None:
     first = trace(3)
-    assert len(first) > 800
+    assert len(first) > 500
     assert not difference(first, trace(3))
 
 

@@ -524,7 +524,7 @@ async def test_datagrams(autojump_clock: MockClock) -> None:
         await trio.sleep(1)
         there, here = server.metrics(), client.metrics()
         assert there.datagrams_received == here.datagrams_sent > 3
-        assert here.datagrams_received == there.datagrams_sent > 3
+        assert here.datagrams_received == there.datagrams_sent > 2
         assert there.kernel_drops == 0
         socket = await network.host("noise").bind("noise", 0)
         socket.send_nowait([(b"\x40" + bytes(30), ("server", 8474)), (b"", ("server", 8474))])
