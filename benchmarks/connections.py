@@ -81,7 +81,9 @@ def broadcasts(server: Child, crowd: Child, number: int, found: Findings, progre
     for _ in range(number):
         began = time.monotonic()
         sent = server.ask(broadcast=SIZE)
-        last = float(crowd.answer()["last"])
+        news = crowd.answer()
+        last = float(news["last"])
+        found.note("did not get a broadcast", "clients", float(news["missing"]))
         found.note("broadcast until the last has it", "ms", (last - sent["started"]) * 1e3, began)
         found.note("broadcast() returned", "ms", (sent["queued"] - sent["started"]) * 1e3, began)
         time.sleep(SETTLE / 2)

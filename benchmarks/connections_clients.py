@@ -31,6 +31,9 @@ from quicflow_trio import (
 REPORT = 0.25
 """Seconds between two lines of progress."""
 
+SILENCE = 4.0
+"""Seconds after the last reception of a broadcast from which on nobody else is waited for."""
+
 OpenClient = Callable[[], AbstractAsyncContextManager[Client]]
 
 
@@ -57,12 +60,24 @@ class Fleet:
         self._gate = trio.CapacityLimiter(at_once)
         self._clients: list[Client] = []
         self._received = 0
+        self._last = 0.0
 
     async def _take(self, _: Request) -> None:
         self._received += 1
+        self._last = time.monotonic()
         if self._received == self._number:
-            self._received = 0
-            tell(last=time.monotonic())
+            self._told()
+
+    def _told(self) -> None:
+        missing, self._received = self._number - self._received, 0
+        tell(last=self._last, missing=missing)
+
+    async def report_missing(self) -> None:
+        """Tell of a broadcast that some clients will not get, having lost their connection; for ever."""
+        while True:
+            await trio.sleep(SILENCE / 4)
+            if self._received and time.monotonic() - self._last > SILENCE:
+                self._told()
 
     async def run(self, open_one: OpenClient) -> None:
         """Connect one client, and keep it until cancelled."""
@@ -99,6 +114,7 @@ async def main() -> None:
     )
     async with open_endpoint() as endpoint, trio.open_nursery() as nursery:
         nursery.start_soon(fleet.report_connecting)
+        nursery.start_soon(fleet.report_missing)
         for index in range(int(number)):
             nursery.start_soon(fleet.run, partial(open_one, client_id=f"client-{index}", network=endpoint))
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)

@@ -22,7 +22,10 @@ from ..quic.engine import Address
 
 __all__ = ["DatagramSocket", "Network", "SocketStatistics", "UdpNetwork", "UdpSocket", "check_port"]
 
+# Datagrams per read: as many as others can wait for; and when one read after the other finds that many, more and more, up to what
+# takes a millisecond or two. With ten thousand connections a pass of all tasks takes so long that the buffer overflows otherwise.
 _BATCH = 64
+_LARGEST_BATCH = 1024
 _LARGEST_READ = 65_535
 _BUFFER_BYTES = 8 * 1024 * 1024
 _SMALLEST_BUFFER_BYTES = 256 * 1024
@@ -168,6 +171,7 @@ class UdpSocket:
         self._starved = False
         # False while the last read has emptied the socket: the next try would most likely find nothing.
         self._more = True
+        self._limit = _BATCH
         self._datagrams_in = self._datagrams_out = 0
         self._bytes_in = self._bytes_out = 0
         self._send_errors: dict[str, int] = {}
@@ -258,15 +262,18 @@ class UdpSocket:
         batch: list[tuple[bytes, Address]] = []
         self._more = True
         # Errors count towards the batch as well, so that a storm of them cannot keep the task from its checkpoint.
-        for _ in range(_BATCH):
+        for _ in range(self._limit):
             try:
                 batch.append(receive(_LARGEST_READ))
             except BlockingIOError:
                 self._more = False
+                self._limit = _BATCH
                 break
             except OSError as error:
                 refused |= self._connected and error.errno == errno.ECONNREFUSED
                 _count(self._receive_errors, error)
+        if self._more:
+            self._limit = min(self._limit * 2, _LARGEST_BATCH)
         self._datagrams_in += len(batch)
         self._bytes_in += sum(len(data) for data, _ in batch)
         return batch if batch or refused else None
