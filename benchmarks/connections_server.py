@@ -56,6 +56,9 @@ async def figures(server: Server) -> dict[str, Any]:
         "packets_lost": metrics.packets_lost,
         "kernel_drops": metrics.kernel_drops,
         "heartbeats": metrics.heartbeats_received,
+        "turns": pump_turns(server),
+        "packets_in": statistics.endpoint.socket.datagrams_in,
+        "packets_out": statistics.endpoint.socket.datagrams_out,
     }
 
 

@@ -113,6 +113,7 @@ class Admission:
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
+            probes=self._endpoint.probes,
         )
         connection = Connection(
             engine,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,13 +15,20 @@ from .message import Ack, AckStatus, Message, type_name
 from .observe.events import BroadcastEvent
 from .observe.instruments import Instruments
 from .peer import check_ack_timeout, report_ack_timeout
-from .protocol.outgoing import Outgoing, OutgoingRequest
+from .protocol.outgoing import Outgoing, OutgoingRequest, OutgoingState
 from .sessions import Session
 
 __all__ = ["BroadcastReport", "broadcast"]
 
 CHUNK = 64
 """Sessions served before the other tasks run: ten thousand in one go would delay every timer by their sum."""
+
+AHEAD = 2048
+"""Recipients that a broadcast runs ahead of the receipts: what more a machine full of clients has no room for is lost there."""
+PATIENCE = 1.0
+"""Seconds after which a recipient that has not confirmed is waited for no longer."""
+LOOK = 0.005
+"""Seconds between two looks at who has confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,28 @@ class _Countdown:
         self.left -= 1
         if not self.left:
             self.done.set()
+
+
+class _Pace:
+    """Lets a broadcast go on when it is not too far ahead of those who read it; see `AHEAD`."""
+
+    def __init__(self) -> None:
+        self._under_way: deque[tuple[float, Outgoing]] = deque()
+
+    def sent(self, outgoing: Outgoing) -> None:
+        """Note one more recipient."""
+        self._under_way.append((trio.current_time(), outgoing))
+
+    async def wait(self) -> None:
+        """Let the other tasks run, and wait while the broadcast is too far ahead. Always a checkpoint; a cancellation changes nothing."""
+        await trio.lowlevel.checkpoint()
+        while len(self._under_way) > AHEAD:
+            since = trio.current_time() - PATIENCE
+            self._under_way = deque(
+                (sent, other) for sent, other in self._under_way if sent > since and other.state < OutgoingState.RECEIVED
+            )
+            if len(self._under_way) > AHEAD:
+                await trio.sleep(LOOK)
 
 
 def _targets(
@@ -90,14 +120,17 @@ async def broadcast(
     counters.broadcast_targets += len(targets) + len(failed)
     if ack_timeout is None:
         sent = 0
+        pace = _Pace()
         for index, (client_id, session) in enumerate(targets, 1):
-            error = _submit(session, Outgoing(session._lane, message))
+            outgoing = Outgoing(session._lane, message)
+            error = _submit(session, outgoing)
             if error is None:
                 sent += 1
+                pace.sent(outgoing)
             else:
                 failed[client_id] = error
             if index % CHUNK == 0:
-                await trio.lowlevel.checkpoint()
+                await pace.wait()
         _report(instruments, message, sent + len(failed), sent)
         return BroadcastReport(sent, {}, failed)
     return await _broadcast_acked(targets, message, ack_timeout, failed, instruments)
@@ -139,6 +172,7 @@ async def _broadcast_acked(
 ) -> BroadcastReport:
     requests: dict[str, OutgoingRequest] = {}
     countdown = _Countdown()
+    pace = _Pace()
     # One `with` holds every waiter: however this ends, all of them are out of the table and unanswered handlers are cancelled.
     with ExitStack() as stack:
         for index, (client_id, session) in enumerate(targets, 1):
@@ -155,6 +189,7 @@ async def _broadcast_acked(
                 request.fail(lambda error=error: error)  # type: ignore[misc]
                 failed[client_id] = error
                 continue
+            pace.sent(request)
             countdown.left += 1
             request.task = countdown
             request.wake = _Countdown.one
@@ -165,7 +200,7 @@ async def _broadcast_acked(
             if index % CHUNK == 0:
                 # Acks may come in from here on; the one below keeps the count from reaching zero before all were sent.
                 countdown.left += 1
-                await trio.lowlevel.checkpoint()
+                await pace.wait()
                 countdown.left -= 1
         _report(instruments, message, len(requests) + len(failed), len(requests))
         if countdown.left:

@@ -291,6 +291,7 @@ class Client(Peer):
                 streams=limits.lanes,
             ),
             datagram_size=config.datagram_size,
+            probes=endpoint.probes,
         )
         engine.connect(address, trio.current_time())
         connection = Connection(

@@ -373,6 +373,7 @@ class Connection:
                 self._endpoint.remove_route(event.connection_id)
             case HandshakeCompleted():
                 self.state = ConnectionState.HELLO
+                self.pump.handshake_completed()
                 self._handshake_deadline = trio.current_time() + self._hello_timeout
                 self._owner.handshake_completed(self)
             case StreamReset():

@@ -12,7 +12,7 @@ from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
 from .protocol.credit import RETURN_WINDOW
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
-from .protocol.lane_sender import LaneSender
+from .protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from .quic.engine import Engine, StreamData
 
 __all__ = ["LaneStreams"]
@@ -201,7 +201,8 @@ class LaneStreams:
                 self._counters.messages_sent += written
                 if self._link.instruments.events.messages:
                     self._link.report_sent(sender, written)
-        if not sender.pending:
+        if not sender.pending or (batch and self.may_start and self._engine.credit(stream_id) > CREDIT_RESERVE):
+            # In the second case messages have moved up from behind the outbox, and were noted.
             sender.stalled = False
             return
         self._senders_stalled[sender] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from ..quic.engine import Address
+from ..quic.probes import ProbeBudget
 from ..quic.routing import Header, RoutingTable, parse_header, version_negotiation
 from .pump import Pump
 from .udp import DatagramSocket, SocketStatistics
@@ -25,8 +25,6 @@ WAKE = 16
 
 FULL = 64
 """Datagrams in a batch that show that more are waiting to be read."""
-CATCHING_UP = 0.5
-"""Seconds after such a batch during which timers had better wait for what else is read."""
 
 LAST_WORDS = 4096
 """Closed connections whose close is kept for peers that have not heard it; about 600 bytes each, the oldest goes first."""
@@ -70,7 +68,7 @@ class Endpoint:
         refused: called when the network says that nobody listens at the other end; None on a server.
 
     Attributes:
-        behind_until: until when (Trio clock) more is thought to wait in the socket; see `pump.Transmitter`.
+        probes: what its connections take their probes from.
     """
 
     def __init__(self, socket: DatagramSocket, accept: Accept | None = None, refused: Callable[[], None] | None = None) -> None:
@@ -83,7 +81,7 @@ class Endpoint:
         self._send_lock = trio.Lock()
         self._dropped: dict[str, int] = {}
         self._negotiations = 0
-        self.behind_until: float = -math.inf
+        self.probes: ProbeBudget = ProbeBudget()
 
     @property
     def address(self) -> Address:
@@ -134,8 +132,6 @@ class Endpoint:
             while True:
                 batch = await self._socket.receive()
                 before, full = full, len(batch) >= FULL
-                if full:
-                    self.behind_until = trio.current_time() + CATCHING_UP
                 if batch:
                     # One full batch may be all there was.
                     await self._deliver(self._route(batch), behind=before and full)

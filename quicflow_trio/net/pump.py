@@ -21,16 +21,15 @@ __all__ = ["Driver", "Pump", "Transmitter"]
 
 FEED = 16
 """Datagrams fed to the engine per turn."""
-INBOX = 64
-"""Batches that may wait for the pump; more are dropped and counted, as UDP would."""
+INBOX = 512
+"""Datagrams that may wait for the pump; more are dropped and counted, as UDP would. As many as a peer's credit allows on one lane."""
+HANDSHAKE_INBOX = 64
+"""The same before the peer is known: anyone can make up a connection id, and send to it."""
 NUDGE = 1e-6
 """Seconds past a timer before it is fired again, so that a clock that stands still cannot make the pump spin."""
 
 LONG_PASS = 0.002
 """Seconds from which on a turn waits for one pass of the other tasks only."""
-
-PATIENCE = 2.0
-"""Seconds that a timer is held back at most while arrived datagrams wait to be read."""
 
 _KICK: tuple[tuple[bytes, Address], ...] = ()
 
@@ -59,10 +58,6 @@ class Driver(Protocol):
 
 class Transmitter(Protocol):
     """What a pump sends through: the endpoint."""
-
-    @property
-    def behind_until(self) -> float:
-        """Until when (Trio clock) datagrams that have arrived are thought to be still unread: acks, very likely."""
 
     async def transmit(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
         """Send, waiting while the socket is full."""
@@ -93,13 +88,14 @@ class Pump:
     """Drives one engine from `run`; see the module's docstring.
 
     Attributes:
+        capacity: datagrams that may wait for a turn.
         dropped: datagrams dropped because the inbox was full.
         turns: turns so far; packets and system calls grow with turns, not with messages.
     """
 
     __slots__ = (
         *("_alarm", "_alarm_at", "_backlog", "_driver", "_engine", "_kicked", "_receive", "_send", "_timers", "_transmitter"),
-        *("dropped", "turns"),
+        *("_waiting", "capacity", "dropped", "turns"),
     )
 
     def __init__(self, engine: Engine, transmitter: Transmitter, driver: Driver, timers: Timers) -> None:
@@ -110,28 +106,35 @@ class Pump:
         # Set for the earliest deadline that there was; a scope around each wait would cost more than the wait.
         self._alarm: _Alarm | None = None
         self._alarm_at = math.inf
-        self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX)
+        # As many batches as there may be datagrams, and a kick.
+        self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX + 1)
         self._backlog: deque[tuple[bytes, Address]] = deque()
+        self._waiting = 0
         self._kicked = False
+        self.capacity: int = HANDSHAKE_INBOX
         self.dropped: int = 0
         self.turns: int = 0
 
     def deliver(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
         """Take datagrams from the endpoint; never waits."""
-        try:
-            self._send.send_nowait(datagrams)
-        except trio.WouldBlock:
-            self.dropped += len(datagrams)
+        room = self.capacity - self._waiting
+        if len(datagrams) > room:
+            self.dropped += len(datagrams) - room
+            if not room:
+                return
+            datagrams = datagrams[:room]
+        self._waiting += len(datagrams)
+        self._send.send_nowait(datagrams)
+
+    def handshake_completed(self) -> None:
+        """Let a peer that is known have more room."""
+        self.capacity = INBOX
 
     def kick(self) -> None:
         """Have a turn soon: something was written or wants to be. Any number of kicks make one turn."""
         if not self._kicked:
             self._kicked = True
-            try:
-                self._send.send_nowait(_KICK)
-            except trio.WouldBlock:
-                # The inbox is full, so the pump has a turn coming anyway.
-                return
+            self._send.send_nowait(_KICK)
 
     async def run(self) -> None:
         """Drive the engine until it closes, by either side; the last packets have been sent then.
@@ -183,7 +186,9 @@ class Pump:
         backlog = self._backlog
         if backlog:
             receive = self._engine.receive_datagram
-            for _ in range(min(FEED, len(backlog))):
+            number = min(FEED, len(backlog))
+            self._waiting -= number
+            for _ in range(number):
                 data, address = backlog.popleft()
                 receive(data, address, now)
             self._driver.received()
@@ -210,11 +215,7 @@ class Pump:
         """Return when there is something to do at the latest."""
         timer = self._engine.get_timer()
         due = self._driver.deadline()
-        if timer is not None:
-            # With ten thousand clients the acks of a broadcast wait in the socket for longer than a probe timer runs: probes would be
-            # sent for all that, twice the work, and the acks would wait for longer still.
-            due = min(due, max(timer, min(self._transmitter.behind_until, timer + PATIENCE)))
-        return due
+        return due if timer is None or timer > due else timer
 
     def _set_alarm(self, at: float) -> None:
         earlier, self._alarm = self._alarm, _Alarm(self)
@@ -232,7 +233,10 @@ class Pump:
         """Have a turn if something is due; mostly the deadline has moved on since the alarm was set, which costs less than moving it."""
         self._alarm = None
         self._alarm_at = math.inf
-        due = self._due()
+        try:
+            due = self._due()
+        except Exception:  # noqa: BLE001  it would end the timers of everybody; the pump's own turn meets it again, and ends the connection
+            due = now
         if due > now:
             self._set_alarm(due)
         else:

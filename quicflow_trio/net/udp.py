@@ -76,7 +76,7 @@ class DatagramSocket(Protocol):
         """The local address, as bound."""
 
     async def receive(self) -> list[tuple[bytes, Address]]:
-        """Wait for at least one datagram, then take what is there, at most 64. Always a checkpoint.
+        """Wait for at least one datagram, then take what is there, at most 1,024. Always a checkpoint.
 
         An empty list is the network's word that nobody listens at the other end; only a socket made by ``bind_for`` hears it. Anyone
         can forge it, so it is a reason to give up an attempt and never a connection that stands. Cancelled, it has taken nothing.
@@ -192,6 +192,7 @@ class UdpSocket:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return batch
         while True:
+            self._check_open()
             await trio.lowlevel.wait_readable(self._socket)
             if (batch := self._drain()) is not None:
                 return batch

@@ -23,7 +23,7 @@ from ..observe.histogram import Histogram
 from ..wire import AckFrame, FrameReader, LaneOpen, ReceiptFrame, decode, encode, encode_cancel, encode_message
 from .outgoing import ErrorFactory, Outbox, Outgoing, OutgoingRequest, OutgoingState
 
-__all__ = ["LaneSender"]
+__all__ = ["CREDIT_RESERVE", "LaneSender"]
 
 CREDIT_RESERVE = 1024
 """Bytes of a lane's credit that messages leave free, so that a cancellation can still pass on a lane whose handlers are stuck."""

@@ -21,6 +21,7 @@ from .engine import (
 )
 from .hardened import HardenedConnection
 from .limits import Windows
+from .probes import ProbeBudget
 from .tls import TLSContext, tls_alert
 
 __all__ = ["AioquicEngine", "Windows", "client_engine", "server_engine"]
@@ -40,6 +41,7 @@ def client_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    probes: ProbeBudget | None = None,
 ) -> AioquicEngine:
     """Make the client side of a connection; `AioquicEngine.connect` starts it.
 
@@ -50,11 +52,12 @@ def client_engine(
         idle_timeout: seconds without any packet after which the connection ends.
         windows: receive credit that the server starts with.
         datagram_size: UDP payload of the packets sent, bytes.
+        probes: what all connections on the socket take their probes from; None for no limit.
     """
     configuration = tls.client_configuration(
         server_name=server_name, alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size
     )
-    return AioquicEngine(HardenedConnection({0: configuration}, windows))
+    return AioquicEngine(HardenedConnection({0: configuration}, windows, probes=probes))
 
 
 def server_engine(
@@ -65,6 +68,7 @@ def server_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    probes: ProbeBudget | None = None,
 ) -> AioquicEngine:
     """Make the server side of a connection for a client's first datagram, which is then given to `receive_datagram`.
 
@@ -75,11 +79,16 @@ def server_engine(
         idle_timeout: seconds without any packet after which the connection ends.
         windows: receive credit that the client starts with.
         datagram_size: UDP payload of the packets sent, bytes.
+        probes: what all connections on the socket take their probes from; None for no limit.
     """
     configurations = tls.server_configurations(alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size)
     return AioquicEngine(
         HardenedConnection(
-            configurations, windows, original_destination_id=original_destination_id, client_verifier=tls.client_verifier
+            configurations,
+            windows,
+            original_destination_id=original_destination_id,
+            client_verifier=tls.client_verifier,
+            probes=probes,
         )
     )
 

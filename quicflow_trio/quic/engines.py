@@ -9,6 +9,7 @@ from ..errors import ConfigurationError
 from . import aioquic_engine
 from .engine import Engine
 from .limits import Windows
+from .probes import ProbeBudget
 from .tls import TLSContext
 
 __all__ = ["EngineMaker", "engine_maker"]
@@ -26,6 +27,7 @@ class EngineMaker(Protocol):
         idle_timeout: float,
         windows: Windows,
         datagram_size: int = 1200,
+        probes: ProbeBudget | None = None,
     ) -> Engine:
         """Make the client side of a connection."""
 
@@ -38,6 +40,7 @@ class EngineMaker(Protocol):
         idle_timeout: float,
         windows: Windows,
         datagram_size: int = 1200,
+        probes: ProbeBudget | None = None,
     ) -> Engine:
         """Make the server side of a connection."""
 

@@ -52,10 +52,14 @@ from .limits import (
     MAX_REASON_BYTES,
     Windows,
 )
+from .probes import ProbeBudget
 from .recovery import Recovery
 from .verify import ClientVerifier, check_server_purpose
 
 __all__ = ["HardenedConnection"]
+
+OVERDUE = 1e-6
+"""Seconds by which an ACK that shall leave at once is late."""
 
 
 class _SilentLogger:
@@ -98,6 +102,7 @@ class HardenedConnection(QuicConnection):
         windows: receive credit.
         original_destination_id: the id the client's first packet carries; None on a client.
         client_verifier: what a server checks client certificates with; None asks for none.
+        probes: what all connections on the socket take their probes from; None for no limit.
 
     Attributes:
         closed_by_peer: true once the peer's CONNECTION_CLOSE has come.
@@ -113,6 +118,7 @@ class HardenedConnection(QuicConnection):
         *,
         original_destination_id: bytes | None = None,
         client_verifier: ClientVerifier | None = None,
+        probes: ProbeBudget | None = None,
     ) -> None:
         super().__init__(configuration=configurations[0], original_destination_connection_id=original_destination_id)
         self._configurations = configurations
@@ -135,6 +141,7 @@ class HardenedConnection(QuicConnection):
         self._loss._logger = None
         # Stock makes it by itself and counts nothing; a wrapper around its method would cost each connection a closure.
         self._loss.__class__ = Recovery
+        self._probes = self._loss.probes = probes  # type: ignore[attr-defined]
         make_lean(self)
         # Before the transport parameters are written: the peer's first credit comes from these numbers.
         self._local_max_data.value = self._local_max_data.sent = windows.connection
@@ -349,11 +356,14 @@ class HardenedConnection(QuicConnection):
         # wants one (RFC 9000 section 13.2.2), or at its time.
         space = self._spaces.get(tls.Epoch.ONE_RTT)
         if space is not None and space.ack_at is not None and (self.wrote or self._heard > 1):
-            space.ack_at = min(space.ack_at, now)
+            # Before now and not at it: only what is overdue passes the pacer.
+            space.ack_at = min(space.ack_at, now - OVERDUE)
         self.wrote = False
         datagrams = super().datagrams_to_send(now)
         if space is None or space.ack_at is None:
             self._heard = 0
+        if self._probes is not None:
+            self._probes.sent(len(datagrams))
         # Stock never counts what it has encrypted under one key.
         if self._packet_number >= self._key_update_at and self._handshake_confirmed:
             self.request_key_update()

@@ -19,6 +19,7 @@ from .engine import (
 from .limits import (
     Windows,
 )
+from .probes import ProbeBudget
 from .qh3_core import Qh3Core, make_configuration
 from .qh3_driver import PADDING_FRAME, Qh3Driver
 from .tls import TLSContext
@@ -34,6 +35,7 @@ def client_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
 ) -> Qh3Engine:
     """Make the client side of a connection; arguments as for `aioquic_engine.client_engine`.
 
@@ -54,6 +56,7 @@ def server_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
 ) -> Qh3Engine:
     """Make the server side of a connection; arguments as for `aioquic_engine.server_engine`.
 

@@ -1,4 +1,4 @@
-"""aioquic's loss recovery (RFC 9002): it counts what it loses, and its probes slow down until the round trip is known."""
+"""aioquic's loss recovery (RFC 9002): it counts what it loses, its probes slow down until the round trip is known, and share a budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
+from .probes import ProbeBudget
+
 __all__ = ["Recovery"]
 
 
@@ -16,9 +18,24 @@ class Recovery(QuicPacketRecovery):
 
     Attributes:
         packets_lost: packets declared lost, and those whose content a probe repeated: what they held was sent again.
+        probes: what the probes of all connections on the socket are taken from, None for no limit.
     """
 
     packets_lost: int = 0
+    probes: ProbeBudget | None = None
+
+    def on_loss_detection_timeout(self, *, now: float) -> None:
+        """Declare packets lost, or send a probe; one that the budget denies is as good as lost, and the next is due after twice the time."""
+        if self._get_loss_space() is None and self._denied(now):
+            self._pto_count += 1
+        else:
+            super().on_loss_detection_timeout(now=now)
+
+    def _denied(self, now: float) -> bool:
+        # A handshake is bounded by other means: so many at a time, and each by what its peer has sent.
+        if self.probes is None or not self.handshake_confirmed:
+            return False
+        return not self.probes.take(now, repeated=self._pto_count > 0)
 
     def on_ack_received(self, *, space: QuicPacketSpace, **ack: Any) -> None:
         """Take in an ACK; the probe timer goes back to its shortest interval only when it confirms something that asked for it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import pytest
@@ -28,6 +29,9 @@ from quicflow_trio import (
 )
 from quicflow_trio.testing import MemoryNetwork, open_world
 from tests.messages.harness import assert_at_rest, until
+
+# By its name in the package it is the function.
+module = importlib.import_module("quicflow_trio.broadcast")
 
 
 class PerClient:
@@ -190,6 +194,29 @@ async def test_without_room_in_the_waiting_table_the_rest_is_refused(autojump_cl
         assert isinstance(error, WaitingTableFull)
         assert world.server.statistics().requests_refused == 1
         assert_at_rest(world)
+
+
+@pytest.mark.parametrize("ack_timeout", [None, 60.0])
+async def test_a_broadcast_runs_only_so_far_ahead_of_its_recipients(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, ack_timeout: float | None
+) -> None:
+    """Ten thousand clients of one machine have no room for ten thousand datagrams; those who never answer hold it up for a second."""
+    monkeypatch.setattr(module, "AHEAD", 64)
+    clients = PerClient()
+    network = MemoryNetwork(delay=0.1)
+    async with open_world(clients=256, client_router=clients.router, network=network) as world:
+        start = trio.current_time()
+        report = await world.server.broadcast(Message.command(), ack_timeout=ack_timeout)
+        assert report.sent == 256
+        # The first two portions at once, then each when the one before it has been confirmed.
+        assert 0.4 <= trio.current_time() - start < 1.0
+        await trio.sleep(1)
+        assert all(len(got) == 1 for got in clients.got.values())
+        network.partition("server")
+        start = trio.current_time()
+        await world.server.broadcast(Message.event())
+        assert trio.current_time() - start == pytest.approx(2 * module.PATIENCE, abs=0.1)
+        network.heal()
 
 
 async def test_many_clients_are_served_in_portions(autojump_clock: MockClock) -> None:

@@ -12,7 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from quicflow_trio.deadlines import Deadlines
-from quicflow_trio.net.pump import FEED, INBOX, Pump
+from quicflow_trio.net.pump import FEED, HANDSHAKE_INBOX, INBOX, Pump
 from quicflow_trio.quic.engine import Address, EngineEvent, StreamData
 
 PEER = ("peer", 1)
@@ -21,8 +21,6 @@ Datagrams = Sequence[tuple[bytes, Address]]
 
 class Fake:
     """Engine, driver and endpoint in one: ``log`` has what the pump did, in order."""
-
-    behind_until = 0.0
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -214,20 +212,28 @@ async def test_a_kick_during_the_flush_makes_another_turn(autojump_clock: MockCl
 
 
 async def test_a_full_inbox_drops_and_counts(autojump_clock: MockClock) -> None:
+    """By the datagram and not by the batch, which can be long; a stranger can have any number of inboxes, so theirs are small."""
     fake, pump = make()
-    for _ in range(INBOX):
-        pump.deliver(datagrams(2))
+    pump.deliver(datagrams(HANDSHAKE_INBOX - 4))
     assert pump.dropped == 0
+    pump.deliver(datagrams(6))
+    assert pump.dropped == 2
     pump.deliver(datagrams(5))
-    pump.deliver(datagrams(5))
-    assert pump.dropped == 10
-    pump.kick()  # no room for it either, and none needed
+    assert pump.dropped == 7
+    pump.handshake_completed()
+    for _ in range(INBOX):
+        pump.deliver(datagrams(1))
+    assert pump.dropped == 7 + HANDSHAKE_INBOX
+    pump.kick()  # there is always room for it
     async with trio.open_nursery() as nursery:
         await settle(pump, nursery)
-        assert len(fake.fed) == 2 * INBOX
+        assert len(fake.fed) == INBOX
         pump.kick()
         await trio.testing.wait_all_tasks_blocked()
         assert fake.turns()[-1] == ["flush", "build", "transmitted"], "kicks work again"
+        pump.deliver(datagrams(INBOX))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(fake.fed) == 2 * INBOX, "and so does the inbox"
         nursery.cancel_scope.cancel()
 
 
@@ -263,29 +269,34 @@ async def test_a_timer_that_does_not_move_cannot_stop_the_clock(autojump_clock: 
         nursery.cancel_scope.cancel()
 
 
-async def test_a_timer_waits_while_datagrams_wait_to_be_read(autojump_clock: MockClock) -> None:
+async def test_a_defect_of_one_engine_ends_no_timer_but_its_own(autojump_clock: MockClock) -> None:
     fake, pump = make()
-    fake.timer, fake.behind_until = 3.0, 3.5
-    async with trio.open_nursery() as nursery:
-        await settle(pump, nursery)
-        await trio.sleep(3.2)
-        fake.behind_until = 3.7
-        await trio.sleep(0.4)
-        assert fake.log == []
-        await trio.sleep(0.2)
-        assert fake.log.count("timer") == 1
-        nursery.cancel_scope.cancel()
+    fake.due = 2.0
+    other, other_pump = make()
+    other.timers = fake.timers
+    other_pump._timers, other.timer = fake.timers, 3.0
 
+    def get_timer() -> float | None:
+        if trio.current_time() >= 2.0:
+            raise IndexError("defect")
+        return None
 
-async def test_a_timer_does_not_wait_for_ever(autojump_clock: MockClock) -> None:
-    fake, pump = make()
-    fake.timer, fake.behind_until = 3.0, math.inf
+    fake.get_timer = get_timer  # type: ignore[method-assign]
+    caught: list[BaseException] = []
+
+    async def run() -> None:
+        try:
+            await pump.run()
+        except IndexError as error:
+            caught.append(error)
+
     async with trio.open_nursery() as nursery:
-        await settle(pump, nursery)
-        await trio.sleep(4.9)
-        assert fake.log == []
-        await trio.sleep(0.2)
-        assert fake.log.count("timer") == 1
+        nursery.start_soon(run)
+        await settle(other_pump, nursery)
+        await trio.sleep(2.5)
+        assert [str(error) for error in caught] == ["defect"], "where its own connection can deal with it"
+        await trio.sleep(1)
+        assert other.log.count("timer") == 1
         nursery.cancel_scope.cancel()
 
 

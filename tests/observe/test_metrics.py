@@ -506,6 +506,19 @@ async def test_what_is_held_and_where(autojump_clock: MockClock) -> None:
         assert client.metrics().lanes == 2
 
 
+async def test_a_full_outbox_is_no_credit_stall(autojump_clock: MockClock) -> None:
+    """What moves up from behind the outbox waits for the next turn, and not for credit."""
+    async with open_world(
+        network=MemoryNetwork(delay=0.001), client_config=ClientConfig(limits=Limits(outbox_bytes=4096))
+    ) as world:
+        client = world.clients["client-0"]
+        for _ in range(300):
+            last = await client.send(Message.event(bytes(1000)))
+        await last.delivered()
+        assert client.metrics().credit_stalls == 0
+        assert world.server.metrics().messages_received == 300
+
+
 async def test_unacked_bytes(autojump_clock: MockClock) -> None:
     async with open_world(network=MemoryNetwork(delay=1.0)) as world:
         client = world.clients["client-0"]
