@@ -23,7 +23,7 @@ __all__ = ["BroadcastReport", "broadcast"]
 CHUNK = 64
 """Sessions served before the other tasks run: ten thousand in one go would delay every timer by their sum."""
 
-AHEAD = 2048
+AHEAD = 1024
 """Recipients that a broadcast runs ahead of the receipts: what more a machine full of clients has no room for is lost there."""
 PATIENCE = 1.0
 """Seconds after which a recipient that has not confirmed is waited for no longer."""

@@ -252,22 +252,24 @@ class Client(Peer):
         network = self._network
         if isinstance(network, ClientEndpoint):
             async with network.use(address, self._refused_by_network) as shared:
-                await self._run_on(shared, address)
+                await self._run_on(shared, network.deadlines, address)
             return
         self._endpoint = endpoint = Endpoint(await network.bind_for(address), refused=self._refused_by_network)
         try:
-            await self._run_on(endpoint, address, endpoint.run)
+            await self._run_on(endpoint, self._deadlines, address, endpoint.run)
         finally:
             endpoint.close()
             self._network_totals.add(endpoint.statistics())
             self._endpoint = None
 
-    async def _run_on(self, endpoint: Endpoint, address: Address, *beside: Callable[[], Awaitable[None]]) -> None:
+    async def _run_on(
+        self, endpoint: Endpoint, deadlines: Deadlines, address: Address, *beside: Callable[[], Awaitable[None]]
+    ) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 for task in (*beside, self._beat):
                     nursery.start_soon(task)
-                await self._connect(endpoint, address).run()
+                await self._connect(endpoint, deadlines, address).run()
                 nursery.cancel_scope.cancel()
         finally:
             self._connection = None
@@ -276,7 +278,7 @@ class Client(Peer):
         if self._connection is not None:
             self._connection.refused()
 
-    def _connect(self, endpoint: Endpoint, address: Address) -> Connection:
+    def _connect(self, endpoint: Endpoint, deadlines: Deadlines, address: Address) -> Connection:
         config = self._config
         limits = config.limits
         engine = self._engines.client_engine(
@@ -303,7 +305,7 @@ class Client(Peer):
             handshake_timeout=config.handshake_timeout,
             hello_timeout=config.hello_timeout,
             heartbeat_timeout=config.heartbeat_timeout,
-            deadlines=self._deadlines,
+            deadlines=deadlines,
             instruments=self._instruments,
         )
         connection.pump.kick()

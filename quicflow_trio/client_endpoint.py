@@ -10,6 +10,7 @@ from typing import final
 import trio
 
 from .background import open_background
+from .deadlines import Deadlines
 from .net.endpoint import Endpoint, EndpointStatistics
 from .net.udp import Network, SocketStatistics, UdpNetwork
 from .observe.logs import Logger, get_logger
@@ -65,11 +66,15 @@ class ClientEndpoint:
 
     A socket is opened for the first connection to an address and closed after the last one. When a whole attempt ends without a single
     datagram from anybody, the next attempt gets a new socket, as this machine may have another address by now.
+
+    Attributes:
+        deadlines: the timers and heartbeats of all connections on it; they end before it does.
     """
 
     def __init__(self, network: Network, nursery: trio.Nursery) -> None:
         self._network = network
         self._nursery = nursery
+        self.deadlines: Deadlines = Deadlines()
         self._opening = trio.Lock()
         # The lines that new connections join, by the server's address, and all lines whose socket is open.
         self._lines: dict[Address, _Line] = {}
@@ -221,6 +226,7 @@ async def open_endpoint(*, network: Network | None = None) -> AsyncIterator[Clie
     """
     async with open_background() as background:
         endpoint = ClientEndpoint(UdpNetwork() if network is None else network, background)
+        background.start_soon(endpoint.deadlines.run)
         try:
             yield endpoint
         finally:

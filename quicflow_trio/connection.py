@@ -82,6 +82,7 @@ class Connection:
         instruments: where it counts and reports.
 
     Attributes:
+        deadlines: where its timers stand, as given.
         number: tells its log lines from those of other connections.
         pump: drives it.
         state: where it stands.
@@ -112,6 +113,7 @@ class Connection:
     ) -> None:
         now = trio.current_time()
         self.number: int = next(_numbers)
+        self.deadlines: Deadlines = deadlines
         self.engine: Engine = engine
         self.pump: Pump = Pump(engine, endpoint, self, deadlines)
         self.state: ConnectionState = ConnectionState.HANDSHAKE

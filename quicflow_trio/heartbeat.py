@@ -26,4 +26,4 @@ async def heartbeat(connection: Connection) -> None:
         # Counted from the start, so that the pace does not drift; a machine that slept skips the pings it missed. The other bound is
         # for floats: (start + 15.0) - start is less than 15 for one start in fifty, and the same beat would come again, for ever.
         beats = max(beats, math.floor((trio.current_time() - start) / terms.heartbeat_interval)) + 1
-        await trio.sleep_until(start + beats * terms.heartbeat_interval)
+        await connection.deadlines.sleep_until(start + beats * terms.heartbeat_interval)

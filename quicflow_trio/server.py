@@ -133,7 +133,7 @@ class Server:
             to: client ids; None means everyone who is connected now.
             ack_timeout: seconds to wait for acks; None wants none and returns once the outboxes have taken the message.
 
-        Never waits for one slow client: a full outbox is a `SlowConsumer` in ``failed``. With more than 2,048 clients it waits, at most a
+        Never waits for one slow client: a full outbox is a `SlowConsumer` in ``failed``. With more than 1,024 clients it waits, at most a
         second for each such number, until those before have received the message: machines that many of them share would else lose it
         for want of room. Cancellation leaves no waiter behind; what
         was queued by then is sent, and handlers whose ack is no longer waited for are cancelled.

@@ -338,7 +338,9 @@ class LaneReceiver:
         self._end_run(self._ack_seq)
         acks = self._acks
         told = (self._received, self._handled)
-        if told != self._told:
+        # That more was handled is of use to a later connection only, and goes with something else: by itself it would be a packet, and
+        # its acknowledgement another, for every message whose handler takes longer than a turn.
+        if told[0] != self._told[0] or (acks and told != self._told):
             self._told = told
             acks.append(
                 encode_receipt(

@@ -137,8 +137,12 @@ class AioquicEngine:
             return
         self._clock = max(self._clock, now, timer) + _NUDGE
         self._fired_at = self._clock
+        dirty = self._dirty
         self._touch()
         self._core.handle_timer(self._clock)
+        if self._core.probe_denied:
+            # Thousands of denied probes are no reason to build thousands of packets that stay empty.
+            self._dirty = dirty
 
     def _touch(self) -> None:
         self._dirty = True

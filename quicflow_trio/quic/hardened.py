@@ -5,35 +5,28 @@ unnoticed. Private names are overridden on purpose: hence the pinned minor relea
 
 Beyond what aioquic's own class does, this one
 
-- gives receive credit by `grant` only, and connection credit as received + a constant;
+- gives receive credit by `grant` only, and connection credit as received + a constant (`sender`);
 - closes on too many fragments, too much or too finely cut CRYPTO data, ACKs of packets never sent, and key-update storms;
 - verifies client certificates, and that a server's certificate was issued to a server;
-- serves streams in an order that does not depend on memory addresses, stream 0 first;
+- serves streams in an order that does not depend on memory addresses, stream 0 first (`sender`);
 - takes no early data: it has no place to put a session-ticket fetcher.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
-    CONNECTION_LIMIT_FRAME_CAPACITY,
-    MAX_STREAM_DATA_FRAME_CAPACITY,
-    Limit,
-    QuicConnection,
     QuicConnectionError,
     QuicConnectionState,
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .engine import ConnectionIdIssued
@@ -54,6 +47,7 @@ from .limits import (
 )
 from .probes import ProbeBudget
 from .recovery import Recovery
+from .sender import LeanSender
 from .verify import ClientVerifier, check_server_purpose
 
 __all__ = ["HardenedConnection"]
@@ -74,27 +68,7 @@ class _SilentLogger:
 _SILENT = _SilentLogger()
 
 
-class _StreamQueue(list[QuicStream]):
-    """The order in which streams are served: by id within one packet's set, and stream 0 (control) before all others."""
-
-    def extend(self, streams: Iterable[QuicStream]) -> None:
-        """Put the streams just served at the end, the control stream back to the front."""
-        for stream in sorted(streams, key=_stream_id):
-            self.append(stream)
-
-    def append(self, stream: QuicStream) -> None:
-        """Add a stream at the end, the control stream at the front."""
-        if stream.stream_id:
-            super().append(stream)
-        else:
-            self.insert(0, stream)
-
-
-def _stream_id(stream: QuicStream) -> int:
-    return stream.stream_id or 0
-
-
-class HardenedConnection(QuicConnection):
+class HardenedConnection(LeanSender):
     """One QUIC connection on aioquic, safe against its peer.
 
     Args:
@@ -108,7 +82,7 @@ class HardenedConnection(QuicConnection):
         closed_by_peer: true once the peer's CONNECTION_CLOSE has come.
         timed_out: true once the idle time-out has ended the connection.
         peer_certificate: the peer's certificate as DER once it is verified; None before, and when there is none.
-        wrote: true when stream data was written since the last transmit.
+        probe_denied: true when the last timer was a probe's and the budget for probes was used up: there is nothing to send.
     """
 
     def __init__(
@@ -128,6 +102,7 @@ class HardenedConnection(QuicConnection):
         self.timed_out: bool = False
         self.peer_certificate: bytes | None = None
         self.wrote: bool = False
+        self.probe_denied: bool = False
         self._ack_delay = ACK_DELAY
         self._heard = 0
         self._shrunk: dict[int, int] = {}
@@ -270,82 +245,7 @@ class HardenedConnection(QuicConnection):
         for issued in self._host_cids[known:]:
             self._events.append(ConnectionIdIssued(issued.cid))  # type: ignore[arg-type]
 
-    # -- receive credit ----------------------------------------------------------------------------------------------
-    def grant(self, stream: QuicStream, limit: int, window: int = 0) -> bool:
-        """Raise what the peer may send on a stream to offset ``limit``; return whether a packet for that alone is worth while.
-
-        ``window`` is how far ahead that is meant to be; 0 is the initial window.
-        """
-        if window:
-            self._shrunk[stream.stream_id or 0] = window
-        elif self._shrunk:
-            self._shrunk.pop(stream.stream_id or 0, None)
-        if limit > stream.max_stream_data_local:
-            stream.max_stream_data_local = limit
-        return self._grant_due(stream, alone=True)
-
-    def _grant_due(self, stream: QuicStream, *, alone: bool) -> bool:
-        announced = stream.max_stream_data_local_sent
-        fresh = stream.max_stream_data_local - announced
-        receiver = stream.receiver
-        if fresh <= 0 or receiver._final_size is not None or receiver.is_finished:
-            return False
-        window = self._windows.stream_out if (stream.stream_id or 0) & 1 != self._is_client else self._windows.stream_in
-        if self._shrunk:
-            window = min(window, self._shrunk.get(stream.stream_id or 0, window))
-        # The middle condition: a peer that has used up all it was told of waits for whatever there is, however little.
-        return fresh * 4 >= window or receiver.highest_offset >= announced or (not alone and fresh * 8 >= window)
-
-    def _write_stream_limits(
-        self,
-        builder: QuicPacketBuilder,
-        space: QuicPacketSpace,
-        stream: QuicStream,
-    ) -> None:
-        # Stock doubles the window on arrival, read or not, and its buffer is dense: eleven frames of one byte took 537 MB.
-        if self._grant_due(stream, alone=builder.packet_is_empty):
-            buf = builder.start_frame(
-                QuicFrameType.MAX_STREAM_DATA,
-                capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-                handler=self._on_max_stream_data_delivery,
-                handler_args=(stream,),
-            )
-            buf.push_uint_var(stream.stream_id or 0)
-            buf.push_uint_var(stream.max_stream_data_local)
-            stream.max_stream_data_local_sent = stream.max_stream_data_local
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        # Stock doubles this one too. Received + a constant holds the peer to the sum of its streams, which the constant exceeds.
-        data, window = self._local_max_data, self._windows.connection
-        data.value = data.used + window
-        fresh = data.value - data.sent
-        if fresh * 4 >= window or (fresh * 8 >= window and not builder.packet_is_empty):
-            self._write_limit(builder, data)
-        streams = self._local_max_streams_bidi
-        # As stock: wait until the peer has fewer streams left to open than the update would grant.
-        if streams.sent - streams.used < streams.value - streams.sent:
-            self._write_limit(builder, streams)
-
-    def _write_limit(self, builder: QuicPacketBuilder, limit: Limit) -> None:
-        buf = builder.start_frame(
-            limit.frame_type,
-            capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
-            handler=self._on_connection_limit_delivery,
-            handler_args=(limit,),
-        )
-        buf.push_uint_var(limit.value)
-        limit.sent = limit.value
-
     # -- sending -----------------------------------------------------------------------------------------------------
-    @property
-    def _streams_queue(self) -> _StreamQueue:
-        # Stock refills the queue from a set of objects: its order, and so the trace of a simulation, depends on their addresses.
-        return self._queue
-
-    @_streams_queue.setter
-    def _streams_queue(self, streams: list[QuicStream]) -> None:
-        self._queue = _StreamQueue(streams)
-
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
         """Build the packets that may leave now; nothing before there is somebody to send them to."""
         # Stock raises IndexError on a server before its first good datagram, and on a client before `connect`.
@@ -359,6 +259,12 @@ class HardenedConnection(QuicConnection):
             # Before now and not at it: only what is overdue passes the pacer.
             space.ack_at = min(space.ack_at, now - OVERDUE)
         self.wrote = False
+        if self.nothing_to_send(now):
+            # Only pacing sets the pacing time, and nothing waits for it.
+            self._pacing_at = None
+            if self._spaces[tls.Epoch.ONE_RTT].ack_at is None:
+                self._heard = 0
+            return []
         datagrams = super().datagrams_to_send(now)
         if space is None or space.ack_at is None:
             self._heard = 0
@@ -375,11 +281,13 @@ class HardenedConnection(QuicConnection):
         if self._close_at is None:
             return
         self.timed_out = now >= self._close_at and self._close_event is None
+        loss: Recovery = self._loss  # type: ignore[assignment]
+        loss.denied = False
         super().handle_timer(now)
+        self.probe_denied = loss.denied
         # Stock doubles without end: after a minute of loss the next probe is a minute away, while heartbeats wait. Yet the interval must
         # be able to outgrow the round trip: stock forgets a packet once a probe has repeated it, so an ack that takes longer than the
         # interval acknowledges nothing, and gives no sample of the round trip that would make the interval longer.
-        loss = self._loss
         if self._handshake_confirmed and loss._pto_count > MAX_PTO_DOUBLINGS:
             doublings = math.log2(MAX_PROBE_INTERVAL / loss.get_probe_timeout())
             loss._pto_count = min(loss._pto_count, max(math.floor(doublings), MAX_PTO_DOUBLINGS))

@@ -19,19 +19,22 @@ class Recovery(QuicPacketRecovery):
     Attributes:
         packets_lost: packets declared lost, and those whose content a probe repeated: what they held was sent again.
         probes: what the probes of all connections on the socket are taken from, None for no limit.
+        denied: true when the last time-out sent nothing for that reason.
     """
 
     packets_lost: int = 0
     probes: ProbeBudget | None = None
+    denied: bool = False
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
         """Declare packets lost, or send a probe; one that the budget denies is as good as lost, and the next is due after twice the time."""
-        if self._get_loss_space() is None and self._denied(now):
+        self.denied = self._get_loss_space() is None and self._is_denied(now)
+        if self.denied:
             self._pto_count += 1
         else:
             super().on_loss_detection_timeout(now=now)
 
-    def _denied(self, now: float) -> bool:
+    def _is_denied(self, now: float) -> bool:
         # A handshake is bounded by other means: so many at a time, and each by what its peer has sent.
         if self.probes is None or not self.handshake_confirmed:
             return False

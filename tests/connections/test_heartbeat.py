@@ -12,6 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from quicflow_trio import ClientConfig, ClientNotConnected, ClientState, Message, MessageType, Request, Router, ServerConfig
+from quicflow_trio.deadlines import Deadlines
 from quicflow_trio.heartbeat import heartbeat
 from quicflow_trio.protocol.handshake import Terms
 from quicflow_trio.protocol.state import CloseCode
@@ -228,6 +229,7 @@ class Counting:
     def __init__(self, interval: float) -> None:
         self.terms = Terms(payload=1, lanes=1, heartbeat_interval=interval, revision=1)
         self.at: list[float] = []
+        self.deadlines = Deadlines()
 
     def ping(self) -> None:
         self.at.append(trio.current_time())
@@ -240,8 +242,13 @@ async def test_no_beat_comes_twice_whatever_the_start(autojump_clock: MockClock)
     for _ in range(200):
         await trio.sleep(starts.random() * 10)
         counting: Any = Counting(15.0)
-        with trio.move_on_after(100):
-            await heartbeat(counting)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(counting.deadlines.run)
+            nursery.start_soon(heartbeat, counting)
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+        assert len(counting.deadlines) == 1, "cancelled, it leaves what the heap forgets by itself"
+        assert counting.deadlines._heap.next_deadline() == math.inf
         gaps = [later - earlier for earlier, later in zip(counting.at, counting.at[1:], strict=False)]
         assert gaps == pytest.approx([15.0] * 6)
 
@@ -249,6 +256,7 @@ async def test_no_beat_comes_twice_whatever_the_start(autojump_clock: MockClock)
 async def test_beats_that_were_slept_through_are_skipped(mock_clock: MockClock) -> None:
     counting: Any = Counting(15.0)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(counting.deadlines.run)
         nursery.start_soon(heartbeat, counting)
         await trio.testing.wait_all_tasks_blocked()
         for jump in (100, 5, 15):

@@ -59,6 +59,7 @@ class StockConnection(QuicConnection):
     closed_by_peer = False
     timed_out = False
     peer_certificate = None
+    probe_denied = False
 
     def __init__(self, configurations: Mapping[int, QuicConfiguration], _windows: Windows, **options: Any) -> None:
         options.pop("client_verifier", None)
