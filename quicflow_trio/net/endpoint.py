@@ -23,9 +23,6 @@ Accept = Callable[[Header, Address, float], Pump | None]
 WAKE = 16
 """Pumps woken before the other tasks run."""
 
-FULL = 64
-"""Datagrams in a batch that show that more are waiting to be read."""
-
 LAST_WORDS = 4096
 """Closed connections whose close is kept for peers that have not heard it; about 600 bytes each, the oldest goes first."""
 
@@ -127,14 +124,11 @@ class Endpoint:
     # -- in --------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Read until the socket is closed or this is cancelled."""
-        full = False
         try:
             while True:
                 batch = await self._socket.receive()
-                before, full = full, len(batch) >= FULL
                 if batch:
-                    # One full batch may be all there was.
-                    await self._deliver(self._route(batch), behind=before and full)
+                    await self._deliver(self._route(batch))
                 elif self._refused is not None:
                     self._refused()
         except trio.ClosedResourceError:
@@ -144,14 +138,11 @@ class Endpoint:
         """Close the socket; no effect the second time."""
         self._socket.close()
 
-    async def _deliver(self, groups: dict[Pump, list[tuple[bytes, Address]]], *, behind: bool) -> None:
-        """Wake the pumps, a few at a time: with a thousand busy clients every task would wait for all of them to have their turn.
-
-        Not so when more waits in the socket (``behind``): each pause is as long as a turn of everybody else, and the socket overflows.
-        """
+    async def _deliver(self, groups: dict[Pump, list[tuple[bytes, Address]]]) -> None:
+        """Wake the pumps, a few at a time: with a thousand busy clients every task would wait for all of them to have their turn."""
         for number, (pump, datagrams) in enumerate(groups.items(), 1):
             pump.deliver(datagrams)
-            if number % WAKE == 0 and not behind:
+            if number % WAKE == 0:
                 await trio.lowlevel.checkpoint()
 
     def _route(self, batch: list[tuple[bytes, Address]]) -> dict[Pump, list[tuple[bytes, Address]]]:
