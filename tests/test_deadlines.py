@@ -6,7 +6,7 @@ import math
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from quicflow_trio.deadlines import Deadlines
 
@@ -83,5 +83,37 @@ async def test_those_that_ended_early_wake_nobody(autojump_clock: MockClock) -> 
             deadlines.ended_early()
         assert len(deadlines) <= 130
         await trio.sleep(100)
+        assert len(deadlines) == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_sleeping_until_one_of_them(autojump_clock: MockClock) -> None:
+    deadlines = Deadlines()
+    start = trio.current_time()
+    woken: list[float] = []
+
+    async def sleeper(seconds: float) -> None:
+        await deadlines.sleep_until(start + seconds)
+        woken.append(trio.current_time() - start)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deadlines.run)
+        async with trio.open_nursery() as sleepers:
+            for seconds in (3, 1, 2):
+                sleepers.start_soon(sleeper, seconds)
+        assert woken == [1, 2, 3]
+        with assert_checkpoints():
+            await deadlines.sleep_until(start)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancelled_sleep_leaves_nothing(autojump_clock: MockClock) -> None:
+    deadlines = Deadlines()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deadlines.run)
+        with trio.move_on_after(1) as scope:
+            await deadlines.sleep_until(trio.current_time() + 100)
+        assert scope.cancelled_caught
+        await trio.sleep(200)
         assert len(deadlines) == 0
         nursery.cancel_scope.cancel()

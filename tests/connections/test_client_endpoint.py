@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 import trio
 
-from quicflow_trio import Client, ClientConfig, ClientEndpoint, ClientState, Message, Server, open_client, open_endpoint, serve
+from quicflow_trio import (
+    AckTimeout,
+    Client,
+    ClientConfig,
+    ClientEndpoint,
+    ClientState,
+    Message,
+    Server,
+    open_client,
+    open_endpoint,
+    serve,
+)
 from quicflow_trio.testing import MemoryNetwork, echo_router, throwaway_tls
 
 CONFIG = ClientConfig(seed=1)
@@ -137,6 +148,9 @@ async def test_leaving_the_block_ends_connections_that_are_still_open(
                 # It tries again, and is told the reason.
                 assert client.state.value is ClientState.IDLE
                 assert "shared endpoint was closed" in client.statistics().history[-1].reason
+                # The socket's timers have ended with it; a client's own deadlines have not.
+                with pytest.raises(AckTimeout), trio.fail_after(10):
+                    await client.request(Message.command(), ack_timeout=5)
             outside.cancel_scope.cancel()
         await server.aclose()
 

@@ -9,6 +9,9 @@ from functools import partial
 
 import pytest
 import trio
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from trio.testing import MockClock
 
 from quicflow_trio import Client, Message, MessageType, Request, Router, open_client, serve
@@ -111,3 +114,48 @@ async def test_acks_of_one_turn_are_a_few_bytes(autojump_clock: MockClock) -> No
             for _ in range(200):
                 nursery.start_soon(client.request, Message.command())
         assert client.statistics().bytes_received - before < 200 * 3
+
+
+async def test_no_packet_is_built_in_vain(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stock starts one more after each packet that it sends, and one for each that it receives, to find that nothing belongs into it."""
+    built = 0
+    stock = QuicPacketBuilder.start_packet
+
+    def start_packet(self: QuicPacketBuilder, packet_type: QuicPacketType, crypto: CryptoPair) -> None:
+        nonlocal built
+        built += 1
+        stock(self, packet_type, crypto)
+
+    network = MemoryNetwork(delay=0.001)
+    async with open_world(network=network, clients=3) as world:
+        client = world.clients["client-0"]
+        await trio.sleep(1)
+        monkeypatch.setattr(QuicPacketBuilder, "start_packet", start_packet)
+        before = network.statistics().sent
+        await ask(client, 50)
+        for _ in range(500):
+            last = await client.send(Message.event(bytes(200)))
+        await last.delivered()
+        await world.server.broadcast(Message.event())
+        await trio.sleep(60)  # heartbeats
+        sent = network.statistics().sent - before
+        assert sent > 300
+        assert built - sent <= 5, "but for the times when the congestion window is used up"
+
+
+async def test_a_broadcast_is_three_packets_a_client_however_slow_its_handler(autojump_clock: MockClock) -> None:
+    """The message, its receipt, the ACK of that. That it was handled is told with whatever comes next."""
+    clients = Router()
+
+    @clients.on(MessageType.EVENT)
+    async def slow(request: Request) -> None:
+        await trio.sleep(0.5)
+
+    network = MemoryNetwork(delay=0.001)
+    async with open_world(network=network, clients=4, client_router=clients) as world:
+        await world.server.broadcast(Message.event())
+        await trio.sleep(2)
+        before = network.statistics().sent
+        await world.server.broadcast(Message.event(bytes(200)))
+        await trio.sleep(2)
+        assert network.statistics().sent - before == 3 * 4
