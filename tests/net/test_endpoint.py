@@ -278,3 +278,29 @@ async def test_a_batch_for_many_wakes_a_few_at_a_time() -> None:
     steps = [later - earlier for earlier, later in itertools.pairwise(seen)]
     assert max(steps) <= 32  # which of two tasks comes first in a pass is up to chance
     assert seen[-1] == 64 or sum(bool(pump.batches) for pump in pumps) == 64
+
+
+async def test_with_thousands_of_connections_a_full_socket_is_read_faster() -> None:
+    """Timers and senders of ten thousand have their turn in between: acks of a broadcast would come too late for all of them."""
+    ids = [number.to_bytes(8, "big") for number in range(512)]
+    batch: list[tuple[bytes, Address]] = [(b"\x40" + one, PEER) for one in ids]
+    endpoint = Endpoint(FakeSocket([batch, batch]))
+    pumps = [FakePump() for _ in ids]
+    for one, pump in zip(ids, pumps, strict=True):
+        endpoint.add_route(one, cast(Pump, pump))
+    for number in range(40_000):
+        endpoint.add_route(b"%08d" % number, cast(Pump, pumps[number % 512]))
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(sum(len(pump.batches) for pump in pumps))
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await endpoint.run()
+        nursery.cancel_scope.cancel()
+    steps = [later - earlier for earlier, later in itertools.pairwise([*seen, sum(len(pump.batches) for pump in pumps)])]
+    assert max(step for step, total in zip(steps, seen, strict=True) if total < 500) <= 32, "the first may be all there was"
+    assert max(steps) >= 512
