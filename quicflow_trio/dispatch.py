@@ -50,7 +50,7 @@ class Dispatcher:
         handler_timeout: seconds a handler may run.
         payload_limit: longest handler result, bytes.
         queue_limit: decoded messages that may wait per lane.
-        ack_limit: bytes of acks, unwritten or kept for a resume, beyond which a lane starts no further handler.
+        ack_limit: bytes of unwritten acks beyond which a lane starts no further handler.
         deadlines: where the handler deadline is kept.
         progress: called with a lane whenever one of its messages is done with.
         broken: called with a lane and the error when its bytes make no sense.
@@ -157,7 +157,7 @@ class Dispatcher:
 
     def resume(self, lane: LaneReceiver) -> None:
         """Look at a lane again, after it received something or wrote its acks."""
-        if not lane.scheduled and not lane.held_back and lane.queue and lane.ack_bytes + lane.kept_bytes <= self._ack_limit:
+        if not lane.scheduled and not lane.held_back and lane.queue and lane.ack_bytes <= self._ack_limit:
             lane.scheduled = True
             self._ready.append(lane)
         if self._ready:
@@ -190,8 +190,8 @@ class Dispatcher:
                 self.crew.blocked[self] = None
                 continue
             lane.scheduled = False
-            if lane.ack_bytes + lane.kept_bytes > self._ack_limit:
-                continue  # Looked at again when its acks are written or confirmed.
+            if lane.ack_bytes > self._ack_limit:
+                continue  # Looked at again when its acks are written.
             queue = lane.queue
             incoming = queue.popleft()
             if not queue and lane.undecoded:

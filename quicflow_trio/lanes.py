@@ -19,6 +19,10 @@ from .wire import FrameReader, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
+KEPT_ACKS = 4
+"""How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
+the way, and what the confirmation takes to come."""
+
 
 class LaneStreams:
     """Which lane runs on which stream of one connection, and what waits to be written there.
@@ -210,6 +214,8 @@ class LaneStreams:
             batch = receiver.next_batch()
             if batch:
                 self._write(receiver.stream_id, batch)
+                if receiver.kept_bytes > self._limits.outbox_bytes:
+                    receiver.trim(KEPT_ACKS * self._limits.outbox_bytes)
             if stalled:
                 link.dispatcher.resume(receiver)
         else:

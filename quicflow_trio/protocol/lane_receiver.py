@@ -379,6 +379,16 @@ class LaneReceiver:
         if ahead[0][0] == self._handled + 1:
             self._handled = ahead.pop(0)[1]
 
+    def trim(self, limit: int) -> None:
+        """Let go of the oldest acks that the peer has not confirmed, but for ``limit`` bytes.
+
+        A peer that reads its acks confirms them long before. They hold no handler back: the confirmation may stand behind a message
+        that waits for one. If one is missed after a resume, the gap in the numbers ends the session: an error, never a wrong result.
+        """
+        kept = self._kept
+        while self.kept_bytes > limit and len(kept) > 1:
+            self.kept_bytes -= kept.popleft()[2]
+
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
         self._end_run(self._ack_seq)

@@ -51,7 +51,7 @@ PREFIX = 4
 CONFIRM_ACKS = 64
 CONFIRM_BYTES = 3072
 """Acks taken, by number and by bytes, after which the peer is told that it need not keep them. Fewer bytes than the least that
-`Limits.outbox_bytes` may be: a peer that may keep no more would start no further handler until it is told."""
+`Limits.outbox_bytes` may be, after which a peer begins to let go of them."""
 
 RANGES_TAKEN = 64
 """Ranges of one receipt that are looked at."""
