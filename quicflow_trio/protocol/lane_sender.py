@@ -273,11 +273,7 @@ class LaneSender:
         if wants_ack:
             assert isinstance(outgoing, OutgoingRequest)
             self._waiting[seq] = outgoing
-        message = outgoing.message
-        redeliver = message.delivery is REDELIVER
-        return encode_message(
-            seq, message.id, message.type, message.payload, wants_ack, message.timestamp, redeliver, outgoing.redelivered
-        )
+        return outgoing.encode()
 
     def _write_again(self, outgoing: Outgoing) -> bytes:
         message = outgoing.message
@@ -287,10 +283,7 @@ class LaneSender:
         if wants_ack and seq not in self._waiting:
             # Taken back meanwhile. Its number has to be filled; the cancellation in front of it keeps it from being handled.
             return encode_cancel(seq) + encode_message(seq, message.id, message.type, b"", False, message.timestamp)
-        redeliver = message.delivery is REDELIVER
-        return encode_message(
-            seq, message.id, message.type, message.payload, wants_ack, message.timestamp, redeliver, outgoing.redelivered
-        )
+        return outgoing.encode()
 
     def _admit(self) -> None:
         """Move blocked messages into the outbox, in order, as far as there is room."""

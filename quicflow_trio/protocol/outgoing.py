@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from ..errors import AckTimeout, QuicFlowError
 from ..message import Delivery, Message
-from ..wire import AckFrame
+from ..wire import AckFrame, encode_message
 from .waiting import WaitingShare
 
 __all__ = ["MESSAGE_OVERHEAD", "SWEEP_BYTES", "ErrorFactory", "Outbox", "Outgoing", "OutgoingRequest", "OutgoingState"]
@@ -75,6 +75,14 @@ class Outgoing:
         self.task: Any = None
         self.wake: Callable[[Any], None] | None = None
         self.watchers: list[Callable[[], None]] | None = None
+
+    def encode(self) -> bytes:
+        """Return the message as it goes on the stream, under its number."""
+        message = self.message
+        redeliver = message.delivery is Delivery.REDELIVER
+        return encode_message(
+            self.seq, message.id, message.type, message.payload, self.wants_ack, message.timestamp, redeliver, self.redelivered
+        )
 
     def admitted(self) -> None:
         """Note that the message has moved from behind the outbox into it."""
