@@ -253,7 +253,7 @@ async def test_sessions_that_go_on_and_messages_that_go_out_again(autojump_clock
         await client.wait_connected()
         watch = Watch(client)
         machine.network.partition("worker")
-        sent = [await client.send(Message.event(b"y", delivery=Delivery.REDELIVER)) for _ in range(3)]
+        sent = [await client.send(Message.command(b"y", delivery=Delivery.REDELIVER)) for _ in range(3)]
         await until(lambda: client.metrics().connected_clients == 0, seconds=100)
         machine.network.heal()
         for one in sent:
