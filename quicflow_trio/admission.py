@@ -13,8 +13,8 @@ from .config import ServerConfig
 from .connection import Connection
 from .deadlines import Deadlines
 from .dispatch import run_handlers
-from .endings import ending_text, loss, reason_label, report_end
-from .errors import ConnectionClosed, RemoteProtocolError
+from .endings import ending_text, loss, reason_label, report_end, survivable
+from .errors import ClientNotConnected, ConnectionClosed, RemoteProtocolError
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.pump import Pump
@@ -23,7 +23,7 @@ from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
 from .observe.metrics import count
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, REVISION, check_hello
+from .protocol.handshake import ALPN, RESUMING, REVISION, TOKEN_BYTES, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
@@ -150,16 +150,16 @@ class Admission:
                     self.half_open[connection] = nursery
                 try:
                     await connection.run()
-                    session = self.connections[connection]
+                    session = self._session_at_home(connection)
                     if session is not None:
                         await session.linger(self._config.session_ttl)
                         self.registry.forget(session)
                 finally:
                     # However it ends: the other sessions of the client share a worker limit, and must not wake a dispatcher whose
                     # nursery is closing.
-                    session = self.connections[connection]
+                    session = self._session_at_home(connection)
                     if session is not None:
-                        session.stop_handlers()
+                        session.conclude()
                 nursery.cancel_scope.cancel()
         except Exception as exc:
             # A defect in one connection must not take the others down; it is logged whole and counted.
@@ -167,10 +167,20 @@ class Admission:
             self._report_defect(connection, exc)
         finally:
             self.half_open.pop(connection, None)
-            session = self.connections.pop(connection)
+            session = self._session_at_home(connection)
+            del self.connections[connection]
             if session is not None:
                 self.registry.forget(session)
                 session._link.release()
+
+    def _session_at_home(self, connection: Connection) -> Session | None:
+        """Return the session that began on a connection: others that carried it since leave its end to that one's task."""
+        session = self.connections[connection]
+        return session if session is not None and session.home is connection else None
+
+    def sessions(self) -> list[Session]:
+        """Return all sessions, each once: connected, away, or finishing their handlers."""
+        return [session for connection, session in self.connections.items() if session is not None and session.home is connection]
 
     def _report_defect(self, connection: Connection, exc: Exception) -> None:
         self._counters.internal_errors += 1
@@ -197,20 +207,39 @@ class Admission:
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
-        session = self._make_session(hello.client_id, connection)
+        session = self._resume(connection, hello) if terms.revision >= RESUMING else None
+        resumed = session is not None
+        if session is None:
+            session = self._make_session(hello.client_id, connection)
         connection.send_welcome(
             Welcome(
                 revision=REVISION,
                 session_id=session.id,
-                session_token=b"",
-                resumed=False,
-                lanes=(),
+                session_token=session.token if terms.revision >= RESUMING else b"",
+                resumed=resumed,
+                lanes=session._link.states() if resumed else (),
                 heartbeat_interval_ms=math.ceil(config.heartbeat_interval * 1000),
                 limits=PeerLimits(payload=config.limits.payload, lanes=config.limits.lanes),
             )
         )
-        connection.open(session._link, terms)
-        log.info("client connected", **connection.context)
+        connection.open(session._link, terms, hello.lanes if resumed else None)
+        log.info("client connected", **connection.context, resumed=resumed)
+
+    def _resume(self, connection: Connection, hello: Hello) -> Session | None:
+        """Let a connection carry the session whose token its hello shows; None when there is no such session, or not any more."""
+        session = self.registry.get(hello.client_id)
+        if session is None or not hello.session_token or not session.may_resume(hello):
+            return None
+        last = session.let_go()
+        self._report_end(session, last)
+        del self.half_open[connection]
+        away = trio.current_time() - session.lost_at if last.closed.is_set() else 0.0
+        self.connections[connection] = session
+        session.resume(connection)
+        self.registry.enter(session)
+        session.note("connected", "{}:{}".format(*session.remote_address))
+        self._instruments.report_connect(session.client_id, session.remote_address, away=away, attempts=0, resumed=True)
+        return session
 
     def _make_session(self, client_id: str, connection: Connection) -> Session:
         """Make the session of a connection, and let it take over from an earlier one of the same client."""
@@ -223,10 +252,19 @@ class Admission:
             client_id=client_id,
             instruments=self._instruments,
             earlier=None if earlier is None else earlier._link,
+            away=partial(ClientNotConnected, client_id) if self._config.away == "refuse" else None,
         )
         history = self.registry.histories.enter(client_id)
         before = history[-1] if history else None
-        session = Session(client_id, link, connection, id=os.urandom(16), epoch=self._instruments.epoch, history=history)
+        session = Session(
+            client_id,
+            link,
+            connection,
+            id=os.urandom(16),
+            token=os.urandom(TOKEN_BYTES),
+            epoch=self._instruments.epoch,
+            history=history,
+        )
         nursery = self.half_open.pop(connection)
         assert nursery is not None, "a connection that says hello has its task"
         crew = None if earlier is None else earlier.crew
@@ -236,6 +274,7 @@ class Admission:
             if older.connected:
                 older.note("replaced", "a newer connection uses the client id")
                 log.warning("a newer connection takes the session over", client_id=client_id, connection=connection.number)
+            link.inherit(older._link)
             older.replace()
             self._report_end(older, older._connection)
         self.connections[connection] = session
@@ -262,6 +301,10 @@ class Admission:
             count(self._counters.connections_refused, reason_label(ended, is_client=False))
             log.info("connection ended before its hello", **connection.context, reason=reason)
             return
+        if session._connection is not connection:
+            # Another one carries the session since; this end was told of then.
+            log.info("earlier connection of a client ended", **connection.context, reason=reason)
+            return
         self._report_end(session, connection)
         if self.registry.get(session.client_id) is session:
             # Not of one that was replaced: its end would stand in the history behind the beginning of the newer one.
@@ -271,4 +314,5 @@ class Admission:
         if ended.application and ended.code == CloseCode.SHUTDOWN and not ended.by_peer:
             # Also when `serve` was cancelled: this side closed, nothing was lost.
             session._link.end(partial(ConnectionClosed, "the server was closed"))
-        session.lost(loss(ended), final=ended.application and ended.code == CloseCode.NORMAL)
+        final = ended.application and ended.code == CloseCode.NORMAL
+        session.lost(loss(ended), final=final, survives=survivable(ended))

@@ -17,8 +17,8 @@ from .config import ClientConfig, TLSConfig
 from .connection import Connection
 from .deadlines import Deadlines
 from .dispatch import run_handlers
-from .endings import loss, reason_label, refusal, report_end
-from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError
+from .endings import loss, reason_label, refusal, report_end, survivable
+from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError, RemoteProtocolError
 from .gauges import NetworkTotals, measure
 from .heartbeat import heartbeat
 from .link import Link
@@ -97,6 +97,8 @@ class Client(Peer):
         self._refusal: ErrorFactory | None = None
         self._refusal_seen = False
         self._retry_after = 0.0
+        # Of the session that goes on on the next connection; empty when there is none.
+        self._token = b""
         self._attempts = 0
         self._connects = 0
         self._attempts_at_loss = 0
@@ -218,6 +220,7 @@ class Client(Peer):
                 log.exception("connection ended by an unexpected error", client_id=self.client_id)
                 self._instruments.counters.internal_errors += 1
                 self._instruments.report_error(self.client_id, "internal", f"{type(exc).__name__}: {exc}")
+                self._token = b""
                 self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
                 self._set_state(ClientState.IDLE, "internal error")
             if self._refusal is None:
@@ -320,7 +323,7 @@ class Client(Peer):
     # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
     def handshake_completed(self, connection: Connection) -> None:
         """Say hello."""
-        connection.send_hello(make_hello(self.client_id, self._config.limits))
+        connection.send_hello(make_hello(self.client_id, self._config.limits, self._token, self._link.states()))
 
     def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
         """Take the welcome or the goodbye."""
@@ -330,14 +333,21 @@ class Client(Peer):
             self._log.info("server says goodbye", reason=frame.reason, retry_after=self._retry_after)
             return
         assert isinstance(frame, Welcome), "the state table lets nothing else through"
-        connection.open(self._link, check_welcome(frame, self._config.heartbeat_interval))
+        terms = check_welcome(frame, self._config.heartbeat_interval)
+        resumed = frame.resumed and bool(self._token)
+        if resumed and not self._link.can_resume(frame.lanes):
+            # The next attempt begins anew.
+            self._token = b""
+            raise RemoteProtocolError("the welcome says of our lanes what cannot be")
+        self._token = frame.session_token
+        connection.open(self._link, terms, frame.lanes if resumed else None)
         self._connects += 1
         self._backoff.reset()
         address = connection.engine.peer_address
         assert address is not None, "whoever says welcome has an address"
         away = None if self._lost_at is None else trio.current_time() - self._lost_at
         attempts = self._attempts - self._attempts_at_loss
-        self._instruments.report_connect(self.client_id, (address[0], address[1]), away=away, attempts=attempts)
+        self._instruments.report_connect(self.client_id, (address[0], address[1]), away=away, attempts=attempts, resumed=resumed)
         self._set_state(ClientState.CONNECTED)
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
@@ -352,7 +362,11 @@ class Client(Peer):
         error = refusal(ended)
         if error is not None:
             self._refuse(error)
+        elif connection.opened_at is None or (survivable(ended) and self._link.resumable):
+            # An attempt that led to nothing changes nothing.
+            self._link.pause()
         else:
+            self._token = b""
             self._link.detach(loss(ended))
         self._set_state(ClientState.IDLE, printable(ended.reason) or "closed")
 
@@ -366,7 +380,7 @@ class Client(Peer):
                     connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
                     connection.begin_drain()
                     await connection.drained()
-                if not any(lane.unwritten for lane in self._link.lanes.values()):
+                if not any(lane.unwritten or lane.unreceipted for lane in self._link.lanes.values()):
                     return
                 # There was no connection yet, or it was lost, or its server is draining: the next one gets its chance.
                 if connection is not None and self.state.value is ClientState.CONNECTED:

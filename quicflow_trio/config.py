@@ -12,6 +12,7 @@ import re
 from dataclasses import KW_ONLY, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from .errors import ConfigurationError
 
@@ -164,16 +165,22 @@ class ServerConfig(_PeerConfig):
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
-        session_ttl: seconds that a session is kept after its connection was lost. Handlers that run go on for as long, so a short one
-            cancels them.
+        session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it. Handlers that run go on
+            for as long, so a short one cancels them.
+        away: what becomes of new messages and requests for a session that is kept but has no connection: ``"refuse"`` raises
+            `ClientNotConnected`, ``"queue"`` lets them wait in its bounded outbox. Those under way when the connection was lost wait in
+            either case.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
+    away: Literal["refuse", "queue"] = "refuse"
 
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
         _check(self, "session_ttl", 0, 7 * 86_400)
+        if self.away not in ("refuse", "queue"):
+            raise ConfigurationError(f"ServerConfig.away = {self.away!r}: expected 'refuse' or 'queue'")
 
 
 @dataclass(frozen=True, slots=True)

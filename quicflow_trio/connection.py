@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import trio
@@ -40,7 +40,7 @@ from .quic.engine import (
     StreamReset,
     StreamStopped,
 )
-from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, PingFrame, PongFrame, Welcome, decode, encode
+from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, LaneState, PingFrame, PongFrame, Welcome, decode, encode
 
 __all__ = ["Connection", "ConnectionOwner"]
 
@@ -187,17 +187,17 @@ class Connection:
     def _report_error(self, error: str, detail: str) -> None:
         self._instruments.report_error("" if self.link is None else self.link.client_id, error, detail)
 
-    def open(self, link: Link, terms: Terms) -> None:
-        """Carry a session from now on: hello and welcome were exchanged."""
+    def open(self, link: Link, terms: Terms, resumed: Collection[LaneState] | None = None) -> None:
+        """Carry a session from now on: hello and welcome were exchanged. ``resumed`` as for `Link.attach`."""
         self.link = link
         self.terms = terms
         self.state = ConnectionState.OPEN
         self.opened_at = trio.current_time()
         self._lanes = lanes = LaneStreams(
-            self.engine, link, self._limits, is_client=self._is_client, ack_runs=terms.revision >= 1, kick=self.pump.kick
+            self.engine, link, self._limits, is_client=self._is_client, revision=terms.revision, kick=self.pump.kick
         )
         lanes.may_start = self.goodbye is None
-        link.attach(self, terms)
+        link.attach(self, terms, resumed)
         early, self._early = self._early, []
         for event in early:
             lanes.handle_data(event)
@@ -223,6 +223,8 @@ class Connection:
         It ends soon, but its pump can have a turn before that.
         """
         self.state = ConnectionState.CLOSED
+        if self._lanes is not None:
+            self._lanes.end()
 
     def refused(self) -> None:
         """Give up if there is no connection yet: the network says that nobody listens over there.
@@ -232,11 +234,6 @@ class Connection:
         if self.state is ConnectionState.HANDSHAKE and not self.engine.closing:
             self.engine.close(0, UNREACHABLE, application=False)
             self.pump.kick()
-
-    def abandon_messages(self) -> None:
-        """Give up the messages that wait for handlers: their session has ended."""
-        if self._lanes is not None:
-            self._lanes.abandon()
 
     def fail(self, error: ProtocolError) -> None:
         """Close because the peer broke the protocol."""

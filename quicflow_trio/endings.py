@@ -23,6 +23,7 @@ __all__ = [
     "reason_label",
     "refusal",
     "report_end",
+    "survivable",
 ]
 
 HANDSHAKE_TIMEOUT = "handshake timeout"
@@ -71,6 +72,11 @@ def refusal(ended: ConnectionEnded) -> ErrorFactory | None:
     if is_certificate_alert(alert):
         return partial(AuthenticationFailed, text)
     return partial(ConnectionRefused, text) if alert in _FINAL_ALERTS else None
+
+
+def survivable(ended: ConnectionEnded) -> bool:
+    """Return True for an end that says nothing about the session: the network's, or a silence. It can go on on another connection."""
+    return not ended.application or ended.code == CloseCode.HEARTBEAT_TIMEOUT
 
 
 def loss(ended: ConnectionEnded) -> ErrorFactory:

@@ -17,6 +17,7 @@ __all__ = ["NetworkTotals", "measure"]
 
 _AS_COUNTED = (
     *("messages_sent", "messages_received", "messages_lost", "messages_cancelled", "messages_abandoned"),
+    *("messages_resent", "messages_redelivered", "sessions_resumed"),
     *("bytes_sent", "bytes_received"),
     *("heartbeats_sent", "heartbeats_received", "heartbeat_timeouts", "broadcasts_sent", "broadcast_targets"),
     *("encoding_errors", "decoding_errors", "internal_errors", "reconnect_attempts", "handlers_failed", "handlers_timed_out"),

@@ -11,11 +11,17 @@ from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
 from .protocol.credit import RETURN_WINDOW
+from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from .protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from .quic.engine import Engine, StreamData
+from .wire import FrameReader, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
+
+KEPT_ACKS = 4
+"""How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
+the way, and what the confirmation takes to come."""
 
 
 class LaneStreams:
@@ -29,7 +35,7 @@ class LaneStreams:
         link: the session that the lanes belong to.
         limits: this side's limits.
         is_client: which side this is.
-        ack_runs: true when the peer understands an ack of several messages.
+        revision: of the protocol that both sides speak.
         kick: has the connection's pump take a turn.
 
     Attributes:
@@ -39,7 +45,7 @@ class LaneStreams:
     """
 
     def __init__(
-        self, engine: Engine, link: Link, limits: Limits, *, is_client: bool, ack_runs: bool, kick: Callable[[], None]
+        self, engine: Engine, link: Link, limits: Limits, *, is_client: bool, revision: int, kick: Callable[[], None]
     ) -> None:
         self.may_start: bool = True
         self.bytes_sent: int = 0
@@ -50,11 +56,14 @@ class LaneStreams:
         self._counters = link.instruments.counters
         # Streams that the server opened have an odd number (RFC 9000 section 2.1).
         self._peer_bit = 1 if is_client else 0
-        self._ack_runs = ack_runs
+        self._ack_runs = revision >= ACK_RUNS
+        self._keeps = revision >= RESUMING
         self._kick = kick
         self._senders: dict[int, LaneSender] = {}
         self._return_arrived: dict[int, int] = {}
         self._receivers: dict[int, LaneReceiver] = {}
+        # What has come on streams whose first frame is not complete, in a session that knows lanes already.
+        self._openings: dict[int, bytes] = {}
         # Dictionaries as ordered sets: the order of writing must not depend on hashes.
         self._senders_pending: dict[LaneSender, None] = {}
         self._senders_stalled: dict[LaneSender, None] = {}
@@ -81,11 +90,38 @@ class LaneStreams:
             return
         if stream_id & 1 != self._peer_bit:
             raise RemoteProtocolError(f"stream {stream_id} is not a lane")
-        if len(self._receivers) >= self._limits.lanes:
+        if len(self._receivers) + len(self._openings) >= self._limits.lanes and stream_id not in self._openings:
             raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
-        receiver = LaneReceiver(stream_id, self._limits.payload, self._limits.lane_window, runs=self._ack_runs)
+        if self._link.session_lanes:
+            self._open_again(event)
+        else:
+            self._receive(self._new_receiver(stream_id), event)
+
+    def _new_receiver(self, stream_id: int) -> LaneReceiver:
+        limits = self._limits
+        receiver = LaneReceiver(stream_id, limits.payload, limits.lane_window, runs=self._ack_runs, keeps=self._keeps)
         self._receivers[stream_id] = receiver
-        self._receive(receiver, event)
+        return receiver
+
+    def _open_again(self, event: StreamData) -> None:
+        """Take in the first bytes of a stream that may carry a lane known from an earlier connection: its name says so."""
+        stream_id = event.stream_id
+        data = self._openings.pop(stream_id, b"") + event.data
+        reader = FrameReader(self._limits.payload + FRAME_OVERHEAD)
+        reader.feed(data)
+        first = reader.frames(1)
+        if not first:
+            self._openings[stream_id] = data
+            return
+        opening = decode(first[0])
+        known = self._link.session_lanes.get(opening.name) if isinstance(opening, LaneOpen) else None
+        if known is None or known.attached:
+            receiver = self._new_receiver(stream_id)
+        else:
+            receiver = known
+            receiver.attach(stream_id, self._limits.lane_window)
+            self._receivers[stream_id] = receiver
+        self._receive(receiver, StreamData(stream_id, data, event.fin))
 
     def _receive(self, receiver: LaneReceiver, event: StreamData) -> None:
         named = receiver.name is not None
@@ -102,6 +138,9 @@ class LaneStreams:
         if any(other.name == name and other is not receiver for other in self._receivers.values()):
             raise RemoteProtocolError(f"lane {name!r} was opened twice")
         link = self._link
+        if len(link.session_lanes) >= self._limits.lanes:
+            raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
+        link.session_lanes[name] = receiver
         older = link.received_lanes.get(name)
         if older is not None:
             receiver.follow(older, partial(link.dispatcher.resume, receiver))
@@ -118,6 +157,9 @@ class LaneStreams:
         sender.handle_return(event.data, trio.current_time())
         self._counters.acks_late += sender.acks_ignored - late
         self._engine.grant(stream_id, arrived + RETURN_WINDOW)
+        if sender.pending:
+            # Receipts have made room for more, or the acks are to be confirmed. It is written in this same turn.
+            self._senders_pending[sender] = None
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
@@ -139,7 +181,7 @@ class LaneStreams:
             at_once: true to write even what is not worth a packet of its own: somebody waits for silence.
         """
         self._receivers_pending[lane] = None
-        if lane.ack_bytes or at_once:
+        if lane.has_news or at_once:
             self._kick()
         elif lane.released - lane.granted > -(self._limits.lane_window // 2):
             # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
@@ -172,6 +214,8 @@ class LaneStreams:
             batch = receiver.next_batch()
             if batch:
                 self._write(receiver.stream_id, batch)
+                if receiver.kept_bytes > self._limits.outbox_bytes:
+                    receiver.trim(KEPT_ACKS * self._limits.outbox_bytes)
             if stalled:
                 link.dispatcher.resume(receiver)
         else:
@@ -190,23 +234,25 @@ class LaneStreams:
             stream_id = self._open(sender)
             if stream_id is None:
                 return
-        # After a goodbye of the peer nothing new is started; without credit only cancellations are written.
-        credit = self._engine.credit(stream_id) if self.may_start else 0
-        written = sender.written
-        batch = sender.next_batch(credit)
+        # After a goodbye of the peer nothing new is started.
+        written, resent = sender.written, sender.resent
+        batch = sender.next_batch(self._engine.credit(stream_id), start=self.may_start)
         if batch:
             self._write(stream_id, batch)
+            self._counters.messages_resent += sender.resent - resent
             written = sender.written - written
             if written:
                 self._counters.messages_sent += written
                 if self._link.instruments.events.messages:
                     self._link.report_sent(sender, written)
-        if not sender.pending or (batch and self.may_start and self._engine.credit(stream_id) > CREDIT_RESERVE):
+        if not sender.pending or (
+            batch and self.may_start and not sender.full and self._engine.credit(stream_id) > CREDIT_RESERVE
+        ):
             # In the second case messages have moved up from behind the outbox, and were noted.
             sender.stalled = False
             return
         self._senders_stalled[sender] = None
-        if self.may_start and (batch or not sender.stalled):
+        if self.may_start and not sender.full and (batch or not sender.stalled):
             sender.stalled = True
             self._counters.credit_stalls += 1
 
@@ -230,19 +276,17 @@ class LaneStreams:
 
     # -- the end ---------------------------------------------------------------------------------------------------
     def end(self) -> None:
-        """Let go of the streams: handlers go on, their acks have nowhere to go."""
-        for lane in self._receivers.values():
+        """Let go of the streams: handlers go on, and their acks wait if the session can go on. No effect the second time."""
+        lanes, self._receivers = self._receivers, {}
+        for lane in lanes.values():
             lane.detach()
             self._link.account(lane)
-            # Its acks have nowhere to go now, so they hold no handler back.
+            # Its acks may have nowhere to go now, and hold no handler back then.
             self._link.dispatcher.resume(lane)
+        self._openings.clear()
         self._senders_pending.clear()
+        self._senders_stalled.clear()
         self._receivers_pending.clear()
-
-    def abandon(self) -> None:
-        """Give up the messages that wait for handlers."""
-        for lane in self._receivers.values():
-            self._counters.messages_abandoned += lane.abandon()
 
     @property
     def all_received(self) -> bool:

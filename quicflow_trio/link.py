@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from .config import ClientConfig, ServerConfig
 from .deadlines import Deadlines
-from .errors import PayloadTooLarge, ProtocolError
+from .errors import ConnectionLost, PayloadTooLarge, ProtocolError
 from .message import Message, type_name
 from .observe.events import MessageSentEvent
 from .observe.instruments import Instruments
 from .protocol.credit import CreditBudget
-from .protocol.handshake import Terms
+from .protocol.handshake import RESUMING, Terms, states_fit
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
 from .protocol.outgoing import ErrorFactory, Outgoing
 from .protocol.waiting import WaitingShare, WaitingTable
+from .wire import LaneState
 
 __all__ = ["Link"]
 
@@ -105,7 +108,9 @@ class Link:
         trouble: what went wrong with the last connection, for error messages; empty when nothing did.
         client_id: the client's id, on either side.
         instruments: where this side counts and reports.
-        received_lanes: the last lane received of each name, also from connections that are gone; their messages come first.
+        received_lanes: the last lane received of each name, also from earlier sessions; their messages come first.
+        session_lanes: the lanes received of this session, by name; they live as long as it.
+        resumable: true when the session can go on on another connection.
     """
 
     def __init__(
@@ -118,12 +123,15 @@ class Link:
         client_id: str,
         instruments: Instruments,
         earlier: Link | None = None,
+        away: ErrorFactory | None = None,
     ) -> None:
         limits = config.limits
         self.config: ClientConfig | ServerConfig = config
         self.dispatcher: Handlers
         self._budget = budget
         self._ended: ErrorFactory | None = None
+        # What new calls raise while no connection carries the session; None lets them wait in the outbox.
+        self._away = away
         self._payload_limit = limits.payload
         self._earlier_bytes = (0, 0)
         self.client_id: str = client_id
@@ -138,6 +146,8 @@ class Link:
         self.held_bytes: int = 0
         self.trouble: str = ""
         self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
+        self.session_lanes: dict[str, LaneReceiver] = {}
+        self.resumable: bool = False
 
     def _new_lane(self, name: str) -> LaneSender:
         return LaneSender(name, self.config.limits.outbox_bytes, self.instruments.counters.latency)
@@ -145,8 +155,11 @@ class Link:
     # -- what a peer sends -----------------------------------------------------------------------------------------
     def check(self, message: Message) -> None:
         """Raise if the message cannot be taken, now or ever."""
-        if self._ended is not None:
-            raise self._ended()
+        if self.connection is None:
+            # A session that has ended has none.
+            refusal = self._ended or self._away
+            if refusal is not None:
+                raise refusal()
         if len(message.payload) > self._payload_limit:
             self.instruments.counters.encoding_errors += 1
             raise PayloadTooLarge(len(message.payload), self._payload_limit)
@@ -159,6 +172,7 @@ class Link:
     def add_lane(self, name: str) -> LaneSender:
         """Open one more lane; the caller has checked name and limit."""
         lane = self.lanes[name] = self._new_lane(name)
+        lane.confirms = self.resumable
         if self.connection is not None:
             lane.notify = self.connection.lane_pending
         return lane
@@ -168,14 +182,27 @@ class Link:
         return lane in itertools.islice(self.lanes.values(), self.lane_limit)
 
     # -- connections -----------------------------------------------------------------------------------------------
-    def attach(self, connection: Carrier, terms: Terms) -> None:
-        """Let a connection carry the session from now on: what waited in the outboxes goes out on it."""
+    def attach(self, connection: Carrier, terms: Terms, resumed: Collection[LaneState] | None = None) -> None:
+        """Let a connection carry the session from now on: what waited in the outboxes goes out on it.
+
+        ``resumed`` says how far the peer has come with our lanes, when it knows the session; `can_resume` has looked at it. None begins
+        a new one, which is nothing new for a session that nothing was ever written in.
+        """
+        if resumed is None:
+            self._begin()
+        else:
+            states = {state.name: state for state in resumed}
+            for name, lane in self.lanes.items():
+                lane.resume(states.get(name, LaneState(name)))
+            self.instruments.counters.sessions_resumed += 1
         self.connection = connection
+        self.resumable = terms.revision >= RESUMING
         limits = self.config.limits
         self._payload_limit = min(limits.payload, terms.payload)
         self.lane_limit = min(limits.lanes, terms.lanes)
         self.dispatcher.payload_limit = self._payload_limit
         for lane in self.lanes.values():
+            lane.confirms = self.resumable
             lane.notify = connection.lane_pending
             if self._payload_limit < limits.payload:
                 self.lost(lane.refuse_larger(self._payload_limit))
@@ -183,25 +210,87 @@ class Link:
                 connection.lane_pending(lane)
         self.opened.set()
 
+    def _begin(self) -> None:
+        """Begin a new session: the peer knows nothing of an earlier one."""
+        for lane in self.lanes.values():
+            lost, again = lane.restart(partial(ConnectionLost, "the session ended while the connection was away"))
+            self.lost(lost)
+            self.instruments.counters.messages_redelivered += again
+        self._forget_received()
+
+    def _forget_received(self) -> None:
+        """Let go of the lanes received: their handlers go on, their acks lead nowhere."""
+        lanes, self.session_lanes = self.session_lanes, {}
+        for lane in lanes.values():
+            lane.forget_acks()
+            self.dispatcher.resume(lane)
+
+    def inherit(self, earlier: Link) -> None:
+        """Take over what an earlier session of the same peer has to redeliver; it fails what is left when it ends."""
+        for name, lane in earlier.lanes.items():
+            again = lane.take_redeliverable()
+            if again:
+                self.instruments.counters.messages_redelivered += len(again)
+                if name not in self.lanes:
+                    self.add_lane(name)
+                self.lanes[name].redeliver(again)
+
+    def states(self) -> tuple[LaneState, ...]:
+        """Return how far the peer's lanes have come here, for a hello or a welcome."""
+        return tuple(lane.state for lane in self.session_lanes.values())
+
+    def can_resume(self, states: Collection[LaneState]) -> bool:
+        """Return False when what the peer says about our lanes cannot be."""
+        if not states_fit(self.states()):
+            return False
+        known = {state.name: state for state in states}
+        every = all(lane.can_resume(known.pop(name, LaneState(name))) for name, lane in self.lanes.items())
+        return every and not known
+
+    def pause(self) -> None:
+        """Note that the connection is gone and the session is not: everything waits for its next connection."""
+        self._let_go()
+        for lane in self.lanes.values():
+            lane.pause()
+
     def detach(self, error: ErrorFactory) -> None:
-        """Note that the connection is gone: what was on the wire ends with ``error``; handlers and outboxes stay."""
+        """Note that the session is gone with its connection: what was on the wire ends with ``error``; handlers and outboxes stay.
+
+        What may be redelivered waits in its outbox for the next session.
+        """
+        self._let_go()
+        self.resumable = False
+        for lane in self.lanes.values():
+            lost, again = lane.restart(error)
+            self.lost(lost)
+            self.instruments.counters.messages_redelivered += again
+        self._forget_received()
+
+    def _let_go(self) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abandon()
             sent, received = self._earlier_bytes
             self._earlier_bytes = (sent + connection.bytes_sent, received + connection.bytes_received)
         self._payload_limit = self.config.limits.payload
-        for lane in self.lanes.values():
-            self.lost(lane.connection_lost(error))
+
+    def abandon(self) -> None:
+        """Give up the messages that wait for handlers: no further one will start."""
+        for lane in self.session_lanes.values():
+            self.instruments.counters.messages_abandoned += lane.abandon()
 
     def end(self, error: ErrorFactory, *, under_way: ErrorFactory | None = None) -> None:
         """Let every call raise ``error`` from now on; those under way raise ``under_way`` if given. The first reason stays."""
         if self._ended is None:
             self._ended = error
         last = error if under_way is None else under_way
-        self.detach(last)
+        self._let_go()
+        self.resumable = False
         for lane in self.lanes.values():
-            self.lost(lane.fail_queued(last))
+            self.lost(lane.fail_written(last) + lane.fail_queued(last))
+        for receiver in self.session_lanes.values():
+            receiver.forget_acks()
+            self.dispatcher.resume(receiver)
         self.opened.set()
 
     @property

@@ -153,7 +153,7 @@ class Server:
         connected = len(self.sessions)
         return ServerStatistics(
             connected=connected,
-            away=sum(session is not None for session in admission.connections.values()) - connected,
+            away=len(admission.sessions()) - connected,
             half_open=len(admission.half_open),
             connections=admission.accepted,
             disconnects=dict(counters.disconnects),
@@ -168,7 +168,7 @@ class Server:
     def metrics(self) -> MetricsSnapshot:
         """Return all counters and gauges at this moment. It takes about 3 us for each session."""
         admission = self._admission
-        sessions = [session for session in admission.connections.values() if session is not None]
+        sessions = admission.sessions()
         network = NetworkTotals()
         network.add(self._endpoint.statistics())
         connected = len(self.sessions)
@@ -222,7 +222,7 @@ class Server:
         for connection in [*admission.half_open]:
             connection.close(CloseCode.SHUTDOWN, "the server is draining")
         with trio.move_on_after(grace):
-            sessions = [session for session in admission.connections.values() if session is not None]
+            sessions = admission.sessions()
             for session in sessions:
                 session._connection.say_goodbye(CloseCode.SHUTDOWN, "the server is draining", retry_after)
                 session._connection.begin_drain()
@@ -291,7 +291,7 @@ class Server:
             self._nursery.cancel_scope.cancel()
 
     def _end_sessions(self) -> None:
-        for session in self.sessions.values():
+        for session in self._admission.sessions():
             session._link.end(partial(ConnectionClosed, "the server was closed"))
 
     def _set_state(self, state: str, reason: str = "") -> None:

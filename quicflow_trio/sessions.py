@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from .observe.logs import printable
 from .peer import Peer
 from .protocol.outgoing import ErrorFactory
 from .protocol.state import CloseCode
+from .wire import Hello
 
 __all__ = ["Session", "SessionRegistry"]
 
@@ -29,20 +31,28 @@ class Session(Peer):
     Attributes:
         client_id: the client's id.
         id: 16 random bytes that name this session.
+        home: the connection that it began on, in whose nursery its handlers run.
         connected_at: when its connection was accepted, Unix seconds.
         crew: how many handlers run for this client id, shared with its next session.
         end_reported: true once the end of its connection was counted and told.
     """
 
-    def __init__(self, client_id: str, link: Link, connection: Connection, *, id: bytes, epoch: float, history: History) -> None:
+    def __init__(
+        self, client_id: str, link: Link, connection: Connection, *, id: bytes, token: bytes, epoch: float, history: History
+    ) -> None:
         super().__init__(link, link.lanes[""])
         self.client_id: str = client_id
         self.id: bytes = id
+        self.home: Connection = connection
         self._connection = connection
+        self._token = token
         # Unix time minus Trio's clock: a wall clock that jumps must not move what was measured.
         self._epoch = epoch
         self._history = history
-        self._retired = trio.Event()
+        self._retired = False
+        # Whoever keeps the session waits here for a change: it was lost, resumed or retired.
+        self._news = trio.lowlevel.ParkingLot()
+        self._lost_at = 0.0
         self.crew: Crew | None = None
         self.end_reported: bool = False
         self.connected_at: float = epoch + trio.current_time()
@@ -95,33 +105,103 @@ class Session(Peer):
         if self.connected:
             self.note("closed", reason)
         self._link.end(partial(ConnectionClosed, reason))
-        self._retired.set()
+        self._retire()
         self._connection.close(CloseCode.NORMAL, reason)
         await self._connection.closed.wait()
 
     # -- for the registry and the server -----------------------------------------------------------------------------
+    def _retire(self) -> None:
+        if not self._retired:
+            self._retired = True
+            self._lost_at = trio.current_time()
+        self._news.unpark_all()
+
     def replace(self) -> None:
         """End the session because a newer connection has its client id."""
-        self._retired.set()
         self._link.end(partial(ClientNotConnected, self.client_id), under_way=partial(ConnectionLost, "the client was replaced"))
+        self._retire()
         self._connection.close(CloseCode.SESSION_REPLACED, "a newer connection uses this client id")
 
-    def lost(self, error: ErrorFactory, *, final: bool) -> None:
-        """Note that the connection has ended; ``final`` when the client said that it is done."""
+    def lost(self, error: ErrorFactory, *, final: bool, survives: bool) -> None:
+        """Note that the connection has ended.
+
+        Args:
+            error: what requests under way raise if the session has ended with it.
+            final: true when the client said that it is done.
+            survives: true when the session waits for the client's next connection.
+        """
+        self._lost_at = trio.current_time()
+        if survives and self._link.resumable and not self._retired and self._link.ended is None:
+            self._link.pause()
+        else:
+            self._link.end(partial(ClientNotConnected, self.client_id), under_way=error)
         if final:
-            self._retired.set()
-        self._link.end(partial(ClientNotConnected, self.client_id), under_way=error)
+            self._retire()
+        self._news.unpark_all()
+
+    def may_resume(self, hello: Hello) -> bool:
+        """Return True when a hello shows the session's token, and says about its lanes what can be."""
+        return (
+            hmac.compare_digest(hello.session_token, self._token)
+            and not self._retired
+            and self._link.ended is None
+            and self._link.resumable
+            and self._link.can_resume(hello.lanes)
+        )
+
+    def let_go(self) -> Connection:
+        """Have the connection of the moment, if it still seems to be one, carry the session no longer; return the last one."""
+        last = self._connection
+        if self.connected:
+            self._link.pause()
+            last.close(CloseCode.SESSION_REPLACED, "a newer connection uses this client id")
+        return last
+
+    def resume(self, connection: Connection) -> None:
+        """Note that another connection carries the session from now on."""
+        self._connection = connection
+        self.end_reported = False
+        self.connected_at = self._epoch + trio.current_time()
+        self._address = self._current_address()
+        self._news.unpark_all()
+
+    @property
+    def token(self) -> bytes:
+        """Proves the right to resume the session; a secret of the two sides."""
+        return self._token
+
+    @property
+    def lost_at(self) -> float:
+        """When its last connection ended, or it was retired (Trio clock)."""
+        return self._lost_at
 
     async def linger(self, ttl: float) -> None:
-        """Let handlers go on after the connection: until the session is retired and they have ended, or ``ttl`` seconds."""
-        with trio.move_on_after(ttl):
-            await self._retired.wait()
+        """Keep the session: until it was without a connection for ``ttl`` seconds, or is retired and its handlers have ended.
+
+        Handlers of a retired one have ``ttl`` seconds to end. Cancellation changes nothing.
+        """
+        while not self._retired:
+            if self.connected:
+                await self._news.park()
+                continue
+            with trio.move_on_at(self._lost_at + ttl):
+                await self._news.park()
+                continue
+            if not self.connected:
+                return
+        with trio.move_on_at(self._lost_at + ttl):
             await self._link.dispatcher.wait_idle()
 
-    def stop_handlers(self) -> None:
-        """Start no further handler for this session, and let the lanes of the client's next one begin."""
+    def conclude(self) -> None:
+        """End the session for good: its time is over, or its handlers have nowhere to run any more."""
+        self._link.end(
+            partial(ClientNotConnected, self.client_id), under_way=partial(ConnectionLost, "the client did not come back in time")
+        )
+        self._retire()
         self._link.dispatcher.stop()
-        self._connection.abandon_messages()
+        self._link.abandon()
+        if not self._connection.closed.is_set():
+            self._connection.close(CloseCode.INTERNAL_ERROR, "the session ended")
 
 
 class SessionRegistry:

@@ -166,12 +166,14 @@ class ReconnectEvent(Event):
     Attributes:
         away: seconds since its last connection ended; 0.0 when that one still stood.
         attempts: attempts that it took; 0 on a server, which cannot know.
+        resumed: true when its session goes on; false when a new one has begun.
     """
 
     kind: ClassVar[str] = "reconnect"
 
     away: float
     attempts: int
+    resumed: bool
 
 
 @final

@@ -42,7 +42,9 @@ class Instruments:
         if events.active:
             events.emit(ErrorEvent(at=events.now(), client_id=client_id, error=error, detail=printable(detail)))
 
-    def report_connect(self, client_id: str, address: tuple[str, int], *, away: float | None, attempts: int) -> None:
+    def report_connect(
+        self, client_id: str, address: tuple[str, int], *, away: float | None, attempts: int, resumed: bool = False
+    ) -> None:
         """Count and report that a connection stands; ``away`` is None the first time, see `ReconnectEvent`."""
         self.counters.connections += 1
         events = self.events
@@ -50,4 +52,4 @@ class Instruments:
             now = events.now()
             events.emit(ConnectEvent(at=now, client_id=client_id, remote_address=address))
             if away is not None:
-                events.emit(ReconnectEvent(at=now, client_id=client_id, away=away, attempts=attempts))
+                events.emit(ReconnectEvent(at=now, client_id=client_id, away=away, attempts=attempts, resumed=resumed))

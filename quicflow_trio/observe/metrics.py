@@ -86,10 +86,13 @@ class Counters:
         "messages_cancelled",
         "messages_lost",
         "messages_received",
+        "messages_redelivered",
+        "messages_resent",
         "messages_sent",
         "network_errors",
         "packets_lost",
         "reconnect_attempts",
+        "sessions_resumed",
         "throughput",
     )
 
@@ -99,6 +102,9 @@ class Counters:
         self.messages_received: int = 0
         self.messages_lost: int = 0
         self.messages_cancelled: int = 0
+        self.messages_resent: int = 0
+        self.messages_redelivered: int = 0
+        self.sessions_resumed: int = 0
         self.messages_abandoned: int = 0
         self.handlers_failed: int = 0
         self.handlers_timed_out: int = 0
@@ -212,6 +218,9 @@ class MetricsSnapshot:
     )
     messages_cancelled: int = counter("messages received and taken back by their sender before their handler had ended")
     messages_abandoned: int = counter("messages received whose handler was never started because their session ended")
+    messages_resent: int = counter("messages written again because a connection had ended before they were received")
+    messages_redelivered: int = counter("messages that go out again in a new session because their sender chose so")
+    sessions_resumed: int = counter("sessions that went on on another connection")
     requests_refused: int = counter("requests refused because the waiting table was full")
     requests_cancelled: int = counter(
         "requests that ended without an ack or time-out: the caller was cancelled, the connection ended"

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ..config import Limits
 from ..errors import ConfigurationError, RemoteProtocolError
-from ..wire import Hello, PeerLimits, Welcome
+from ..wire import Hello, LaneState, PeerLimits, Welcome
 
 __all__ = [
+    "ACK_RUNS",
     "ALPN",
     "CLIENT_ID_BYTES",
+    "RESUMING",
     "REVISION",
+    "TOKEN_BYTES",
     "Terms",
     "check_client_id",
     "check_hello",
     "check_lane_name",
     "check_welcome",
     "make_hello",
+    "states_fit",
 ]
 
 ALPN = "quicflow/2"
-REVISION = 1
+REVISION = 2
 """Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped.
 
 1: an ack may answer a run of messages. A peer of revision 0 would skip what it says of the others, so it gets one ack each.
+2: sessions resume. With a peer before it every connection has a session of its own.
 """
+ACK_RUNS = 1
+"""First revision whose acks may answer several messages."""
+RESUMING = 2
+"""First revision whose sessions resume."""
+TOKEN_BYTES = 32
+STATES_BYTES = 48 * 1024
+"""What the states of all lanes may take in a hello or welcome; a control frame has 64 KiB."""
+STATE_OVERHEAD = 32
 CLIENT_ID_BYTES = 256
 LANE_NAME_BYTES = 128
 
@@ -78,16 +92,23 @@ def check_lane_name(name: str) -> str | None:
     return _printable(name, LANE_NAME_BYTES) if name else None
 
 
-def make_hello(client_id: str, limits: Limits) -> Hello:
-    """Return the first frame of a client."""
+def make_hello(client_id: str, limits: Limits, token: bytes = b"", lanes: tuple[LaneState, ...] = ()) -> Hello:
+    """Return the first frame of a client; ``token`` asks for that session to go on, from where ``lanes`` say, if they fit in."""
+    if not token or not states_fit(lanes):
+        token, lanes = b"", ()
     return Hello(
         revision=REVISION,
         client_id=client_id,
         credentials=b"",
-        session_token=b"",
-        lanes=(),
+        session_token=token,
+        lanes=lanes,
         limits=PeerLimits(payload=limits.payload, lanes=limits.lanes),
     )
+
+
+def states_fit(lanes: Collection[LaneState]) -> bool:
+    """Return False for lanes so many, with names so long, that a control frame has no room for them: such a session does not resume."""
+    return sum(len(lane.name.encode()) + STATE_OVERHEAD for lane in lanes) <= STATES_BYTES
 
 
 def check_hello(hello: Hello, heartbeat_interval: float) -> Terms:

@@ -7,6 +7,8 @@ Contract::
     lane.finish(incoming, ...)      its handler has ended (or never will run): credit is released, the ack queued
     lane.next_batch()               receipts and acks to write on the return half
     lane.credit_limit(window)       how far the peer may send, as an absolute offset
+    lane.detach()                   the connection is gone; with ``keeps`` the acks wait for the session's next one
+    lane.attach(...)                it goes on there: acks that the peer has not taken are written again, from the store
 
 Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers.
 """
@@ -19,10 +21,13 @@ from collections.abc import Callable
 
 from ..errors import RemoteProtocolError
 from ..wire import (
+    AckFrame,
     AckStatus,
     CancelFrame,
+    ConfirmFrame,
     FrameReader,
     LaneOpen,
+    LaneState,
     MessageFrame,
     decode,
     encode_ack,
@@ -78,7 +83,10 @@ class LaneReceiver:
         running: handlers that run for it now.
         held_back: true while a serial handler keeps the next message waiting.
         granted: the highest offset granted so far.
-        attached: false once its connection is gone: acks lead nowhere then.
+        attached: false while no connection carries it.
+        keeps: true when acks are kept until the peer has confirmed them, for a resume; else they end with the connection.
+        ack_bytes: bytes of acks that wait to be written.
+        kept_bytes: bytes of acks written that the peer has not confirmed.
         released: bytes of credit given back, all in all.
         scheduled: true while the dispatcher has it on its list.
         counted: bytes of it that stand in the credit budget.
@@ -93,13 +101,16 @@ class LaneReceiver:
         "_ahead",
         "_cancelled_later",
         "_handled",
+        "_kept",
         "_later",
+        "_opened",
         "_payload_limit",
         "_reader",
         "_received",
         "_run_first",
         "_run_last",
         "_runs",
+        "_tell_handled",
         "_told",
         "ack_bytes",
         "arrived",
@@ -107,6 +118,8 @@ class LaneReceiver:
         "counted",
         "granted",
         "held_back",
+        "keeps",
+        "kept_bytes",
         "name",
         "newer",
         "older",
@@ -117,7 +130,7 @@ class LaneReceiver:
         "stream_id",
     )
 
-    def __init__(self, stream_id: int, payload_limit: int, granted: int, *, runs: bool = True) -> None:
+    def __init__(self, stream_id: int, payload_limit: int, granted: int, *, runs: bool = True, keeps: bool = False) -> None:
         self.stream_id: int = stream_id
         self.name: str | None = None
         self.queue: deque[Incoming] = deque()
@@ -132,6 +145,9 @@ class LaneReceiver:
         self.arrived: int = 0
         self.released: int = 0
         self.ack_bytes: int = 0
+        self.kept_bytes: int = 0
+        self.keeps: bool = keeps
+        self._opened = False
         self._payload_limit = payload_limit
         self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
         self._active: dict[int, Incoming] = {}
@@ -141,8 +157,11 @@ class LaneReceiver:
         # are handlers under way, however long one of them stands still.
         self._ahead: list[list[int]] = []
         self._told = (0, 0)
+        self._tell_handled = False
         self._ack_seq = 0
         self._acks: list[bytes] = []
+        # Acks written and not confirmed, by batch: number of the last one, acks, bytes.
+        self._kept: deque[tuple[int, list[bytes], int]] = deque()
         # Messages that were handled in the order in which they came, without a result: they share one ack. -1 while there are none.
         self._runs = runs
         self._run_first = self._run_last = -1
@@ -240,8 +259,10 @@ class LaneReceiver:
         self.released += size
         if kind is CancelFrame:
             self._handle_cancel(frame.seq)  # type: ignore[union-attr]
+        elif kind is ConfirmFrame:
+            self._confirm(frame.acked)  # type: ignore[union-attr]
         elif kind is LaneOpen:
-            self._handle_open(frame.name)  # type: ignore[union-attr]
+            self._handle_open(frame)  # type: ignore[arg-type]
         elif frame is not None:
             raise RemoteProtocolError(f"{kind.__name__} is not allowed on the forward half of a lane")
         return False
@@ -262,18 +283,40 @@ class LaneReceiver:
         self._active[seq] = incoming
         self.queue.append(incoming)
 
-    def _handle_open(self, name: str) -> None:
-        if self.name is not None:
+    def _handle_open(self, frame: LaneOpen) -> None:
+        if self._opened:
             raise RemoteProtocolError(f"lane {self.name!r} was named twice")
-        problem = check_lane_name(name)
+        problem = check_lane_name(frame.name)
         if problem is not None:
             raise RemoteProtocolError(f"lane name {problem}")
-        self.name = name
+        self._opened = True
+        self.name = frame.name
+        self._replay(frame.acked)
+
+    def _confirm(self, acked: int) -> None:
+        """Forget the acks that the peer has taken."""
+        if acked > self._ack_seq:
+            raise RemoteProtocolError(f"{acked} acks confirmed, but the last one was {self._ack_seq}")
+        kept = self._kept
+        while kept and kept[0][0] <= acked:
+            self.kept_bytes -= kept.popleft()[2]
+
+    def _replay(self, acked: int) -> None:
+        """Queue the acks again that went out on an earlier connection and were not taken."""
+        self._confirm(acked)
+        if self._kept:
+            again = [ack for _, acks, _ in self._kept for ack in acks if _last_of(ack) > acked]
+            self._kept.clear()
+            self.kept_bytes = 0
+            self.ack_bytes += sum(len(ack) for ack in again)
+            self._acks[:0] = again
 
     def _handle_cancel(self, seq: int) -> None:
-        if seq > self._received + len(self._later):
+        following = self._received + len(self._later) + 1
+        if seq > following:
             raise RemoteProtocolError(f"cancellation of message {seq}, which was not sent")
         if seq > self._received:
+            # Not decoded yet; or directly in front of its message, so there is never more than one of these.
             self._cancelled_later.add(seq)
             return
         incoming = self._active.get(seq)
@@ -293,7 +336,10 @@ class LaneReceiver:
             self._handled = seq
         else:
             self._note_handled(seq)
-        if frame.wants_ack and self.attached and not incoming.cancelled:
+        if frame.redeliver:
+            # Its sender keeps it until it hears of this, so that must not wait for something else to be said.
+            self._tell_handled = True
+        if frame.wants_ack and (self.attached or self.keeps) and not incoming.cancelled:
             self._ack_seq = ack_seq = self._ack_seq + 1
             if status == _SUCCESS and not result and self._runs:
                 if seq == self._run_last + 1:
@@ -333,26 +379,49 @@ class LaneReceiver:
         if ahead[0][0] == self._handled + 1:
             self._handled = ahead.pop(0)[1]
 
+    def trim(self, limit: int) -> None:
+        """Let go of the oldest acks that the peer has not confirmed, but for ``limit`` bytes.
+
+        A peer that reads its acks confirms them long before. They hold no handler back: the confirmation may stand behind a message
+        that waits for one. If one is missed after a resume, the gap in the numbers ends the session: an error, never a wrong result.
+        """
+        kept = self._kept
+        while self.kept_bytes > limit and len(kept) > 1:
+            self.kept_bytes -= kept.popleft()[2]
+
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
         self._end_run(self._ack_seq)
         acks = self._acks
         told = (self._received, self._handled)
+        batch = b""
+        if acks:
+            batch = b"".join(acks)
+            if self.keeps:
+                self._kept.append((self._ack_seq, acks, len(batch)))
+                self.kept_bytes += len(batch)
+                self._acks = []
+            else:
+                acks.clear()
+            self.ack_bytes = 0
         # That more was handled is of use to a later connection only, and goes with something else: by itself it would be a packet, and
         # its acknowledgement another, for every message whose handler takes longer than a turn.
-        if told[0] != self._told[0] or (acks and told != self._told):
+        if (
+            told[0] != self._told[0]
+            or ((batch or self._tell_handled) and told != self._told)
+            or (self._tell_handled and self._ahead)
+        ):
             self._told = told
-            acks.append(
-                encode_receipt(
-                    self._received, self._handled, tuple((first, last) for first, last in self._ahead[:RECEIPT_RANGES])
-                )
+            self._tell_handled = False
+            batch += encode_receipt(
+                self._received, self._handled, tuple((first, last) for first, last in self._ahead[:RECEIPT_RANGES])
             )
-        if not acks:
-            return b""
-        batch = b"".join(acks)
-        acks.clear()
-        self.ack_bytes = 0
         return batch
+
+    @property
+    def has_news(self) -> bool:
+        """True when something is to be written for its own sake."""
+        return self.ack_bytes > 0 or self._tell_handled
 
     def credit_limit(self, window: int) -> int:
         """Return the absolute offset that the peer may send up to with this window.
@@ -361,15 +430,55 @@ class LaneReceiver:
         """
         return self.released + self._reader.partial + window
 
+    @property
+    def state(self) -> LaneState:
+        """How far the lane has come, as it is told to the peer in a hello or welcome."""
+        return LaneState(self.name or "", self._received, self._handled)
+
     def detach(self) -> None:
-        """Forget the connection: handlers go on, their acks have nowhere to go, a frame that has begun will not be completed."""
+        """Forget the connection: handlers go on, a frame that has begun will not be completed.
+
+        With ``keeps`` the acks wait for the session's next connection, and what is not decoded is thrown away: it was not told to be
+        received, so it comes again. Without, acks have nowhere to go.
+        """
         self.attached = False
-        if not self.queue:
+        if self.keeps or not self.queue:
             # What is encoded still is only looked at when the queue before it runs out.
             self._later.clear()
+            self._cancelled_later.clear()
         # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished.
-        held = sum(incoming.size for incoming in self._active.values())
-        self.released = self.arrived - held - sum(len(body) + PREFIX for body in self._later)
+        self.released = self.arrived - self._held() - sum(len(body) + PREFIX for body in self._later)
+        if not self.keeps:
+            self.forget_acks()
+
+    def _held(self) -> int:
+        return sum(incoming.size for incoming in self._active.values())
+
+    def forget_acks(self) -> None:
+        """Drop all acks, from now on too: nobody will ask for them."""
+        self.keeps = False
         self._acks.clear()
+        self._kept.clear()
         self._run_first = self._run_last = -1
-        self.ack_bytes = 0
+        self.ack_bytes = self.kept_bytes = 0
+
+    def attach(self, stream_id: int, granted: int) -> None:
+        """Go on with a stream of the session's next connection, whose first frame names the lane again.
+
+        What handlers still hold counts against the stream's window.
+        """
+        self.stream_id = stream_id
+        self.granted = granted
+        self.attached = True
+        self.arrived = 0
+        self.released = -self._held()
+        self._opened = False
+        self._told = (self._received, self._handled)
+        self._reader = FrameReader(self._payload_limit + FRAME_OVERHEAD)
+
+
+def _last_of(ack: bytes) -> int:
+    """Return the number of the last ack in an encoded frame."""
+    frame = decode(ack[PREFIX:])
+    assert isinstance(frame, AckFrame)
+    return frame.ack_seq + frame.more

@@ -6,27 +6,60 @@ Contract, in the order of a message's life::
     lane.next_batch(credit)         encodes what the peer's credit allows, in order; numbers it; admits what was blocked
     lane.handle_return(data)        receipts and acks from the stream's return half
     lane.withdraw(outgoing)         the caller gave up: removed while unwritten, else a cancellation goes out
-    lane.connection_lost(error)     what was written is settled as lost; what was not stays for the next connection
+
+and, when the connection is gone::
+
+    lane.pause()                    nothing is lost yet: what was written is kept until the peer has received it
+    lane.resume(state)              the peer knows the session: what it has not received goes out again, under the same numbers
+    lane.restart(error)             it does not: numbering starts anew; what may be redelivered goes out again, the rest has failed
+    lane.fail_written(error)        there will be no other connection for it
 
 No IO and no clock. Mutators are synchronous and complete, so a task cancelled around them leaves nothing half done.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import PayloadTooLarge, RemoteProtocolError
 from ..message import Delivery
 from ..observe.histogram import Histogram
-from ..wire import AckFrame, FrameReader, LaneOpen, ReceiptFrame, decode, encode, encode_cancel, encode_message
+from ..wire import (
+    AckFrame,
+    FrameReader,
+    LaneOpen,
+    LaneState,
+    ReceiptFrame,
+    decode,
+    encode,
+    encode_cancel,
+    encode_confirm,
+    encode_message,
+)
 from .outgoing import ErrorFactory, Outbox, Outgoing, OutgoingRequest, OutgoingState
 
 __all__ = ["CREDIT_RESERVE", "LaneSender"]
 
 CREDIT_RESERVE = 1024
 """Bytes of a lane's credit that messages leave free, so that a cancellation can still pass on a lane whose handlers are stuck."""
+
+PREFIX = 4
+
+CONFIRM_ACKS = 64
+CONFIRM_BYTES = 3072
+"""Acks taken, by number and by bytes, after which the peer is told that it need not keep them. Fewer bytes than the least that
+`Limits.outbox_bytes` may be, after which a peer begins to let go of them."""
+
+RANGES_TAKEN = 64
+"""Ranges of one receipt that are looked at."""
+
+REDELIVER = Delivery.REDELIVER
+
+CANCELS_KEPT = 1024
+"""Cancellations that are repeated after a resume; of those before them a handler may run to its end."""
 
 
 class LaneSender:
@@ -36,25 +69,35 @@ class LaneSender:
         name: the lane's name, empty for the default lane.
         stream_id: the stream it runs on, None while no connection carries it.
         acks_ignored: acks that nobody waited for (late, duplicate, unknown).
-        written: messages written since the start, over all connections.
+        written: messages written since the start, over all connections; a message that is written again counts once.
+        resent: messages written again because an earlier connection had ended before they were received.
+        confirms: true when the peer keeps acks until they are confirmed.
         stalled: true while it has messages to write and no credit.
     """
 
     __slots__ = (
+        "_ack_bytes",
         "_ack_seq",
         "_announce",
         "_blocked",
+        "_cancelled",
         "_cancels",
+        "_confirmed",
+        "_kept_bytes",
         "_last_seq",
         "_latency",
         "_outbox",
         "_outbox_limit",
         "_reader",
+        "_resend",
+        "_unhandled",
         "_unreceipted",
         "_waiting",
         "acks_ignored",
+        "confirms",
         "name",
         "notify",
+        "resent",
         "stalled",
         "stream_id",
         "written",
@@ -65,6 +108,8 @@ class LaneSender:
         self.stream_id: int | None = None
         self.acks_ignored: int = 0
         self.written: int = 0
+        self.resent: int = 0
+        self.confirms: bool = False
         self.stalled: bool = False
         self._latency = Histogram() if latency is None else latency
         # Called when the lane has something to write; the connection sets it, so a lane need not know who carries it.
@@ -78,8 +123,19 @@ class LaneSender:
         self._announce = True
         self._last_seq = 0
         self._ack_seq = 0
+        # How far the peer was told that its acks were taken, and the bytes of those since then.
+        self._confirmed = 0
+        self._ack_bytes = 0
+        # Cancellations to be written, and those of messages that the peer is not known to be done with.
         self._cancels: list[int] = []
+        self._cancelled: dict[int, None] = {}
         self._unreceipted: deque[Outgoing] = deque()
+        # Received but not known to be handled, by number: kept for a peer that is restarted.
+        self._unhandled: dict[int, Outgoing] = {}
+        # What both of them hold, bytes.
+        self._kept_bytes = 0
+        # The part of the unreceipted that is still to be written on this connection.
+        self._resend: deque[Outgoing] = deque()
         self._waiting: dict[int, OutgoingRequest] = {}
         self._reader: FrameReader | None = None
 
@@ -113,7 +169,21 @@ class LaneSender:
     @property
     def pending(self) -> bool:
         """True when there is something to write, credit allowing."""
-        return bool(self._cancels) or self._outbox.size > 0
+        return self._outbox.size > 0 or bool(self._cancels) or bool(self._resend) or self._reopens or self._owes_confirm
+
+    @property
+    def _reopens(self) -> bool:
+        """True on a new connection of a session in which the lane was used: its acks need their stream."""
+        return self._announce and self._last_seq > 0
+
+    @property
+    def _owes_confirm(self) -> bool:
+        return self.confirms and (self._ack_seq - self._confirmed >= CONFIRM_ACKS or self._ack_bytes >= CONFIRM_BYTES)
+
+    @property
+    def full(self) -> bool:
+        """True while so much is kept for a resume that nothing more may be written."""
+        return self.confirms and self._kept_bytes >= self._outbox_limit
 
     # -- from the caller -----------------------------------------------------------------------------------------
     def offer(self, outgoing: Outgoing) -> None:
@@ -138,31 +208,53 @@ class LaneSender:
             self._admit()
         elif state is OutgoingState.BLOCKED:
             self._blocked.withdraw(outgoing)
-        elif outgoing.seq and self._waiting.pop(outgoing.seq, None) is not None:
-            self._cancels.append(outgoing.seq)
+        elif self._waiting.get(outgoing.seq) is outgoing:
+            seq = outgoing.seq
+            del self._waiting[seq]
+            self._handled(seq)
+            if self._resend and seq >= self._resend[0].seq:
+                return  # Its number is still to be filled on this connection: see `_write_again`.
+            if len(self._cancelled) >= CANCELS_KEPT:
+                del self._cancelled[next(iter(self._cancelled))]
+            self._cancelled[seq] = None
+            self._cancels.append(seq)
             if self.notify is not None:
                 self.notify(self)
 
     # -- to the stream -------------------------------------------------------------------------------------------
-    def next_batch(self, credit: int) -> bytes:
+    def next_batch(self, credit: int, *, start: bool = True) -> bytes:
         """Encode what may be written now: cancellations, then messages while more than the reserve of ``credit`` is left.
 
-        The last message may overshoot the credit: the peer grants a frame that has begun to its end. Returns the bytes to write as
-        one piece; empty when nothing may be written.
+        The last message may overshoot the credit: the peer grants a frame that has begun to its end. Without ``start`` no message is
+        written that was not written before. Returns the bytes to write as one piece; empty when nothing may be written.
         """
         chunks: list[bytes] = []
         if self._announce:
             self._announce = False
-            opening = encode(LaneOpen(name=self.name))
+            opening = encode(LaneOpen(name=self.name, acked=self._ack_seq))
+            self._confirmed, self._ack_bytes = self._ack_seq, 0
             chunks.append(opening)
             credit -= len(opening)
+        elif self._ack_bytes and self._owes_confirm:
+            self._confirmed, self._ack_bytes = self._ack_seq, 0
+            chunks.append(encode_confirm(self._ack_seq))
+            credit -= len(chunks[-1])
         if self._cancels:
             for seq in self._cancels:
                 chunks.append(encode_cancel(seq))
                 credit -= len(chunks[-1])
             self._cancels.clear()
+        resend = self._resend
+        while resend and credit > CREDIT_RESERVE:
+            chunks.append(self._write_again(resend.popleft()))
+            credit -= len(chunks[-1])
         outbox = self._outbox
-        while outbox.size and credit > CREDIT_RESERVE:
+        limit = math.inf
+        if not start or resend:
+            limit = 0
+        elif self.confirms:
+            limit = self._outbox_limit
+        while outbox.size and credit > CREDIT_RESERVE and self._kept_bytes < limit:
             chunk = self._write(outbox.popleft())
             credit -= len(chunk)
             chunks.append(chunk)
@@ -176,13 +268,22 @@ class LaneSender:
         outgoing.state = OutgoingState.WRITTEN
         self.written += 1
         self._unreceipted.append(outgoing)
+        self._kept_bytes += outgoing.size
         wants_ack = outgoing.wants_ack
         if wants_ack:
             assert isinstance(outgoing, OutgoingRequest)
             self._waiting[seq] = outgoing
+        return outgoing.encode()
+
+    def _write_again(self, outgoing: Outgoing) -> bytes:
         message = outgoing.message
-        redeliver = message.delivery is Delivery.REDELIVER
-        return encode_message(seq, message.id, message.type, message.payload, wants_ack, message.timestamp, redeliver)
+        seq = outgoing.seq
+        self.resent += 1
+        wants_ack = outgoing.wants_ack
+        if wants_ack and seq not in self._waiting:
+            # Taken back meanwhile. Its number has to be filled; the cancellation in front of it keeps it from being handled.
+            return encode_cancel(seq) + encode_message(seq, message.id, message.type, b"", False, message.timestamp)
+        return outgoing.encode()
 
     def _admit(self) -> None:
         """Move blocked messages into the outbox, in order, as far as there is room."""
@@ -213,6 +314,7 @@ class LaneSender:
             frame = decode(body)
             kind = frame.__class__
             if kind is AckFrame:
+                self._ack_bytes += len(body) + PREFIX
                 self._handle_ack(frame, now)  # type: ignore[arg-type]
             elif kind is ReceiptFrame:
                 self._handle_receipt(frame)  # type: ignore[arg-type]
@@ -234,27 +336,136 @@ class LaneSender:
             if request is None:
                 # The request was cancelled or timed out while the ack was on its way, or the peer makes things up.
                 self.acks_ignored += 1
+                self._cancelled.pop(seq, None)
             else:
+                if self._unhandled:
+                    self._handled(seq)
                 observe(now - request.started)
                 request.acknowledge(frame)
 
     def _handle_receipt(self, frame: ReceiptFrame) -> None:
         received = frame.received
-        if received > self._last_seq:
-            raise RemoteProtocolError(f"receipt for message {received}, but the last one sent was {self._last_seq}")
+        last = self._resend[0].seq - 1 if self._resend else self._last_seq
+        if received > last:
+            raise RemoteProtocolError(f"receipt for message {received}, but the last one sent was {last}")
+        self._take_receipt(received, frame.handled)
+        if self._unhandled or self._cancelled:
+            self._take_handled(frame.handled, frame.ranges)
+
+    def _take_receipt(self, received: int, handled: int) -> None:
         unreceipted = self._unreceipted
         while unreceipted and unreceipted[0].seq <= received:
             outgoing = unreceipted.popleft()
+            seq = outgoing.seq
+            if (
+                outgoing.message.delivery is REDELIVER
+                and self.confirms
+                and seq > handled
+                and (not outgoing.wants_ack or seq in self._waiting)
+            ):
+                self._unhandled[seq] = outgoing
+            else:
+                self._kept_bytes -= outgoing.size
             outgoing.state = OutgoingState.RECEIVED
             if outgoing.watchers is not None:
                 outgoing.settle(OutgoingState.RECEIVED)
 
-    # -- the end ---------------------------------------------------------------------------------------------------
-    def connection_lost(self, error: ErrorFactory) -> int:
-        """Settle what was written as failed and return how many messages that were; what was not written stays for the next connection."""
-        unreceipted, waiting = self._unreceipted, self._waiting
+    def _take_handled(self, handled: int, ranges: Sequence[tuple[int, int]] = ()) -> None:
+        """Forget what was handled: every message up to ``handled``, and those in the ranges."""
+        for entries in (self._unhandled, self._cancelled):
+            while entries:
+                seq = next(iter(entries))
+                if seq > handled:
+                    break
+                self._handled(seq)
+                self._cancelled.pop(seq, None)
+        # Our own peers give no more; beyond that the work would be out of proportion to a receipt's bytes.
+        for first, last in ranges[:RANGES_TAKEN]:
+            if last - first < len(self._unhandled):
+                for seq in range(first, last + 1):
+                    self._handled(seq)
+            else:
+                for seq in [seq for seq in self._unhandled if first <= seq <= last]:
+                    self._handled(seq)
+
+    def _handled(self, seq: int) -> None:
+        outgoing = self._unhandled.pop(seq, None)
+        if outgoing is not None:
+            self._kept_bytes -= outgoing.size
+
+    # -- from one connection to the next -----------------------------------------------------------------------------
+    def pause(self) -> None:
+        """Note that the connection is gone; what was written is kept for the session's next one."""
         self.stream_id = None
         self.notify = None
+        self.stalled = False
+        self._announce = True
+        self._reader = None
+        self._resend.clear()
+
+    def can_resume(self, state: LaneState) -> bool:
+        """Return False when what the peer says about the lane cannot be: then its session is not this one."""
+        first = self._unreceipted[0].seq if self._unreceipted else self._last_seq + 1
+        return first - 1 <= state.received <= self._last_seq and state.handled <= state.received
+
+    def resume(self, state: LaneState) -> None:
+        """Go on where the peer says that it is: what it has not received is written again, and cancellations are repeated."""
+        self._take_receipt(state.received, state.handled)
+        self._take_handled(state.handled)
+        self._cancelled = dict.fromkeys(seq for seq in self._cancelled if seq <= state.received)
+        self._cancels = [*self._cancelled]
+        self._resend.extend(self._unreceipted)
+
+    def restart(self, error: ErrorFactory) -> tuple[int, int]:
+        """Begin a new session: messages that may be redelivered and are not known to be handled go out again, before all others.
+
+        Other messages that were written have failed, and requests that wait for their ack with ``error``. Returns how many messages
+        failed unreceived, and how many go out again.
+        """
+        unreceipted, waiting = self._unreceipted, self._waiting
+        again = self._redeliverable()
+        for outgoing in again:
+            outgoing.state = OutgoingState.QUEUED
+        self.pause()
+        self._reset()
+        self.redeliver(again)
+        failed = [outgoing for outgoing in unreceipted if outgoing.state is not OutgoingState.QUEUED]
+        for outgoing in failed:
+            outgoing.settle(OutgoingState.FAILED, error)
+        for request in waiting.values():
+            if request.state is not OutgoingState.QUEUED:
+                request.fail(error)
+        return len(failed), len(again)
+
+    def _redeliverable(self) -> list[Outgoing]:
+        return [
+            outgoing
+            for outgoing in (*self._unhandled.values(), *self._unreceipted)
+            if outgoing.message.delivery is REDELIVER and (not outgoing.wants_ack or outgoing.seq in self._waiting)
+        ]
+
+    def take_redeliverable(self) -> list[Outgoing]:
+        """Take out what goes out again in another session: what may be redelivered, whether written or not."""
+        again = self._redeliverable()
+        taken = {*again}
+        for outgoing in again:
+            self._waiting.pop(outgoing.seq, None)
+        self._unreceipted = deque(outgoing for outgoing in self._unreceipted if outgoing not in taken)
+        self._unhandled.clear()
+        return again + self._outbox.take_redeliverable() + self._blocked.take_redeliverable()
+
+    def redeliver(self, again: list[Outgoing]) -> None:
+        """Put messages of an earlier session in front of all others."""
+        for outgoing in again:
+            outgoing.lane = self
+            outgoing.redelivered = outgoing.redelivered or outgoing.seq > 0
+            outgoing.admitted()
+        self._outbox.prepend(again)
+
+    def fail_written(self, error: ErrorFactory) -> int:
+        """Settle what was written as failed and return how many messages that were; what was not written stays for the next connection."""
+        unreceipted, waiting = self._unreceipted, self._waiting
+        self.pause()
         self._reset()
         for outgoing in unreceipted:
             outgoing.settle(OutgoingState.FAILED, error)

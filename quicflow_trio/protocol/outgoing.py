@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 from ..errors import AckTimeout, QuicFlowError
-from ..message import Message
-from ..wire import AckFrame
+from ..message import Delivery, Message
+from ..wire import AckFrame, encode_message
 from .waiting import WaitingShare
 
 __all__ = ["MESSAGE_OVERHEAD", "SWEEP_BYTES", "ErrorFactory", "Outbox", "Outgoing", "OutgoingRequest", "OutgoingState"]
@@ -47,7 +47,7 @@ class OutgoingState(enum.IntEnum):
     QUEUED = 1
     """In the outbox."""
     WRITTEN = 2
-    """Handed to QUIC, which repeats it until it arrives or the connection ends."""
+    """Handed to QUIC, which repeats it until it arrives or the connection ends; kept for the session's next one until received."""
     RECEIVED = 3
     """Received and kept by the peer."""
     FAILED = 4
@@ -59,7 +59,7 @@ class OutgoingState(enum.IntEnum):
 class Outgoing:
     """One message on its way to the peer."""
 
-    __slots__ = ("error", "lane", "message", "seq", "size", "state", "task", "wake", "watchers")
+    __slots__ = ("error", "lane", "message", "redelivered", "seq", "size", "state", "task", "wake", "watchers")
 
     wants_ack = False
 
@@ -69,10 +69,20 @@ class Outgoing:
         self.size: int = len(message.payload) + MESSAGE_OVERHEAD
         self.state: OutgoingState = OutgoingState.NEW
         self.seq: int = 0
+        # True when it goes out again in another session: an earlier life of the peer may have handled it.
+        self.redelivered: bool = False
         self.error: ErrorFactory | None = None
         self.task: Any = None
         self.wake: Callable[[Any], None] | None = None
         self.watchers: list[Callable[[], None]] | None = None
+
+    def encode(self) -> bytes:
+        """Return the message as it goes on the stream, under its number."""
+        message = self.message
+        redeliver = message.delivery is Delivery.REDELIVER
+        return encode_message(
+            self.seq, message.id, message.type, message.payload, self.wants_ack, message.timestamp, redeliver, self.redelivered
+        )
 
     def admitted(self) -> None:
         """Note that the message has moved from behind the outbox into it."""
@@ -206,6 +216,11 @@ class Outbox:
         self._entries.append(outgoing)
         self.size += outgoing.size
 
+    def prepend(self, again: list[Outgoing]) -> None:
+        """Put messages in front of all others, in their order: they were sent before, and have to go out again."""
+        self._entries.extendleft(reversed(again))
+        self.size += sum(outgoing.size for outgoing in again)
+
     def popleft(self) -> Outgoing:
         """Take the first message out; only while ``size`` is not 0."""
         outgoing = self._entries.popleft()
@@ -230,14 +245,21 @@ class Outbox:
 
     def take_larger(self, limit: int) -> list[Outgoing]:
         """Take out what has a payload over ``limit`` bytes."""
+        return self._take(lambda outgoing: len(outgoing.message.payload) > limit)
+
+    def take_redeliverable(self) -> list[Outgoing]:
+        """Take out what may be redelivered."""
+        return self._take(lambda outgoing: outgoing.message.delivery is Delivery.REDELIVER)
+
+    def _take(self, chosen: Callable[[Outgoing], bool]) -> list[Outgoing]:
         entries = self.clear()
-        larger = []
+        taken = []
         for entry in entries:
-            if len(entry.message.payload) > limit:
-                larger.append(entry)
+            if chosen(entry):
+                taken.append(entry)
             else:
                 self.append(entry)
-        return larger
+        return taken
 
     def clear(self) -> list[Outgoing]:
         """Take everything out."""

@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..errors import LocalProtocolError
-from .frames import AckFrame, CancelFrame, Frame, MessageFrame, PingFrame, PongFrame, ReceiptFrame
+from .frames import AckFrame, CancelFrame, ConfirmFrame, Frame, MessageFrame, PingFrame, PongFrame, ReceiptFrame
 
 __all__ = [
     "FAST_DECODERS",
     "MAX_RANGES",
     "encode_ack",
     "encode_cancel",
+    "encode_confirm",
     "encode_message",
     "encode_ping",
     "encode_pong",
@@ -37,7 +38,7 @@ _ID_SIZE: Final = 16
 _MASK_64: Final = (1 << 64) - 1
 
 # The fields of Frame, as tags.
-_PING, _PONG, _MESSAGE, _CANCEL, _ACK, _RECEIPT = 0x1A, 0x22, 0x42, 0x4A, 0x52, 0x5A
+_PING, _PONG, _MESSAGE, _CANCEL, _ACK, _RECEIPT, _CONFIRM = 0x1A, 0x22, 0x42, 0x4A, 0x52, 0x5A, 0x62
 
 # Seven bits each with more to follow, and all varints of one and two bytes (0.7 MB: most numbers are one look-up).
 _MORE: Final = [bytes((low | 0x80,)) for low in range(128)]
@@ -184,6 +185,11 @@ def encode_cancel(seq: int) -> bytes:
     if seq < 1:
         raise LocalProtocolError(f"a cancellation needs a sequence number from 1, not {seq}")
     return _encode_number(_CANCEL, seq)
+
+
+def encode_confirm(acked: int) -> bytes:
+    """Return a `ConfirmFrame` of this field as it goes on the stream, length prefix included."""
+    return _encode_number(_CONFIRM, acked)
 
 
 def encode_ping(number: int) -> bytes:
@@ -357,6 +363,10 @@ def _decode_cancel(body: bytes) -> CancelFrame | None:
     return CancelFrame(seq) if seq else None
 
 
+def _decode_confirm(body: bytes) -> ConfirmFrame:
+    return ConfirmFrame(_decode_number(body))
+
+
 def _decode_ping(body: bytes) -> PingFrame:
     return PingFrame(_decode_number(body))
 
@@ -373,4 +383,5 @@ FAST_DECODERS: Final[dict[int, Callable[[bytes], Frame | None]]] = {
     _CANCEL: _decode_cancel,
     _ACK: _decode_ack,
     _RECEIPT: _decode_receipt,
+    _CONFIRM: _decode_confirm,
 }

@@ -15,6 +15,7 @@ from .codec import (
     MESSAGE_TAG,
     encode_ack,
     encode_cancel,
+    encode_confirm,
     encode_message,
     encode_ping,
     encode_pong,
@@ -25,6 +26,7 @@ from .frames import (
     AckFrame,
     AckStatus,
     CancelFrame,
+    ConfirmFrame,
     Frame,
     Goodbye,
     Hello,
@@ -46,6 +48,7 @@ __all__ = [
     "AckFrame",
     "AckStatus",
     "CancelFrame",
+    "ConfirmFrame",
     "DecodeError",
     "Frame",
     "Goodbye",
@@ -63,6 +66,7 @@ __all__ = [
     "encode",
     "encode_ack",
     "encode_cancel",
+    "encode_confirm",
     "encode_message",
     "encode_ping",
     "encode_pong",
@@ -173,6 +177,7 @@ _BUILDERS: Final[dict[str, Callable[[dict[str, Any]], Frame]]] = {
     "cancel": _build_cancel,
     "ack": _build_ack,
     "receipt": _build_receipt,
+    "confirm": lambda values: ConfirmFrame(values.get("acked", 0)),
 }
 
 
@@ -226,10 +231,11 @@ _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     AckFrame: lambda f: encode_ack(f.ack_seq, f.seq, f.status, f.result, f.error, f.more),
     ReceiptFrame: lambda f: encode_receipt(f.received, f.handled, f.ranges),
     CancelFrame: lambda f: encode_cancel(f.seq),
+    ConfirmFrame: lambda f: encode_confirm(f.acked),
     PingFrame: lambda f: encode_ping(f.number),
     PongFrame: lambda f: encode_pong(f.number),
     Hello: _encode_hello,
     Welcome: _encode_welcome,
     Goodbye: _encode_goodbye,
-    LaneOpen: lambda f: _serialise(proto.Frame(lane_open=proto.LaneOpen(name=f.name))),
+    LaneOpen: lambda f: _serialise(proto.Frame(lane_open=proto.LaneOpen(name=f.name, acked=f.acked))),
 }

@@ -1,6 +1,6 @@
 """The frames of quicflow/2 as Python values. What they mean stands in ``protos/quicflow/v2/flow.proto``.
 
-The hot frames (six classes whose names end in ``Frame``) are slotted but not frozen: a frozen dataclass sets its fields
+The hot frames (seven classes whose names end in ``Frame``) are slotted but not frozen: a frozen dataclass sets its fields
 through ``object.__setattr__``, which for eight fields costs more than the whole rest of decoding. Treat them as values all
 the same. Sequence numbers count from 1; timestamps are Unix milliseconds.
 """
@@ -15,6 +15,7 @@ __all__ = [
     "AckFrame",
     "AckStatus",
     "CancelFrame",
+    "ConfirmFrame",
     "Frame",
     "Goodbye",
     "Hello",
@@ -114,6 +115,13 @@ class CancelFrame:
     """The sender no longer wants message ``seq`` handled."""
 
     seq: int
+
+
+@dataclass(slots=True)
+class ConfirmFrame:
+    """The sender of a lane has taken every ack up to ``acked``: they need not be kept for a resume."""
+
+    acked: int
 
 
 @dataclass(slots=True)
@@ -223,11 +231,23 @@ class LaneOpen:
 
     Attributes:
         name: of the lane; empty for the default lane.
+        acked: acks of the lane that its sender has taken, over the life of the session; those after it are replayed.
     """
 
     name: str = ""
+    acked: int = 0
 
 
 Frame: TypeAlias = (
-    MessageFrame | AckFrame | ReceiptFrame | CancelFrame | PingFrame | PongFrame | Hello | Welcome | Goodbye | LaneOpen
+    MessageFrame
+    | AckFrame
+    | ReceiptFrame
+    | CancelFrame
+    | ConfirmFrame
+    | PingFrame
+    | PongFrame
+    | Hello
+    | Welcome
+    | Goodbye
+    | LaneOpen
 )

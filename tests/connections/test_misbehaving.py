@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from quicflow_trio.wire import (
     PingFrame,
     PongFrame,
     ReceiptFrame,
+    Welcome,
     encode,
 )
 from tests.connections.machine import until
@@ -178,7 +180,7 @@ AFTER_HELLO: dict[str, tuple[Attack, CloseCode, str]] = {
     "long name": (lane(LaneOpen("x" * 129)), CloseCode.PROTOCOL_ERROR, "lane name is longer"),
     "gap": (lane(LaneOpen(), message(2)), CloseCode.PROTOCOL_ERROR, "message 2 follows 0"),
     "repeated": (lane(LaneOpen(), message(1), message(1)), CloseCode.PROTOCOL_ERROR, "message 1 follows 1"),
-    "cancels the unsent": (lane(LaneOpen(), CancelFrame(1)), CloseCode.PROTOCOL_ERROR, "which was not sent"),
+    "cancels the unsent": (lane(LaneOpen(), CancelFrame(2)), CloseCode.PROTOCOL_ERROR, "which was not sent"),
     "ack on the forward half": (lane(LaneOpen(), AckFrame(1, 1, 1)), CloseCode.PROTOCOL_ERROR, "AckFrame is not allowed"),
     "receipt there": (lane(LaneOpen(), ReceiptFrame(0, 0)), CloseCode.PROTOCOL_ERROR, "ReceiptFrame is not allowed"),
     "ping there": (lane(LaneOpen(), PingFrame(1)), CloseCode.PROTOCOL_ERROR, "PingFrame is not allowed"),
@@ -407,7 +409,9 @@ async def test_a_client_that_does_not_read_its_acks(autojump_clock: MockClock) -
         open_raw(world.network, windows=windows) as raw,
     ):
         raw.grants = False
-        await raw.greet()
+        # Of the revision before acks were kept until they are confirmed: this peer confirms none.
+        raw.open(replace(hello(), revision=1))
+        await raw.frame(Welcome)
         stream_id = raw.open(LaneOpen())
         for seq in range(1, 2001):
             raw.write(stream_id, message(seq, ack=True, type=MessageType.QUERY))

@@ -167,21 +167,30 @@ async def test_a_chain_of_takeovers_leaves_one(autojump_clock: MockClock) -> Non
         assert world.clients["client-0"].state.value is ClientState.CONNECTED
 
 
-async def test_an_away_session_is_replaced_quietly(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_away_session_is_resumed_by_its_client_and_replaced_by_others(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_world(network=MemoryNetwork(delay=0.01), server_config=ServerConfig(session_ttl=1000.0)) as world:
-        client, away = world.clients["client-0"], world.server.sessions["client-0"]
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
         world.network.partition("client-0")
-        await until(lambda: not away.connected)
+        await until(lambda: not session.connected)
+        assert repr(session) == "<Session 'client-0' away>"
         world.network.heal()
         await client.state.wait_value(ClientState.IDLE)
         await client.wait_connected()
         await until(lambda: world.server.sessions)
-        session = world.server.session("client-0")
-        assert session is not away
+        assert world.server.session("client-0") is session
         assert [change.change for change in session.history] == ["connected", "disconnected", "connected"]
         assert "takes the session over" not in caplog.text
-        assert repr(away) == "<Session 'client-0' away>"
         assert repr(session) == "<Session 'client-0' connected>"
+        world.network.partition("client-0")
+        await until(lambda: not session.connected)
+        async with open_raw(world.network, "other") as raw:
+            await raw.greet("client-0")
+            assert world.server.session("client-0") is not session
+            assert not session.connected
+            assert "takes the session over" not in caplog.text
+        world.network.heal()
 
 
 async def test_the_history_of_an_id_is_bounded(autojump_clock: MockClock) -> None:

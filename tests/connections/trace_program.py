@@ -9,7 +9,7 @@ import sys
 import trio
 import trio.testing
 
-from quicflow_trio import ClientState, ConnectionLost, HandlerFailed, Message, MessageType, Request, Router, ServerConfig
+from quicflow_trio import AckTimeout, ClientState, HandlerFailed, Message, MessageType, Request, Router, ServerConfig
 from quicflow_trio.testing import MemoryNetwork, open_world, seeded
 
 Trace = list[list[object]]
@@ -66,7 +66,7 @@ async def program(network: MemoryNetwork) -> None:
         network.partition("client-2", "server")
         try:
             await clients[1].request(Message.command(b"lost"), ack_timeout=100)
-        except ConnectionLost:
+        except AckTimeout:
             network.heal()
         for client in clients:
             await client.wait_connected()

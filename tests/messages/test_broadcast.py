@@ -128,7 +128,11 @@ async def test_with_an_infinite_deadline_only_the_end_of_a_session_ends_the_wait
     clients.behave = {"client-1": "hang"}
     network = MemoryNetwork(delay=0.01)
     config = ClientConfig(handler_timeout=math.inf)
-    async with open_world(clients=2, client_router=clients.router, network=network, client_config=config) as world:
+    # Not kept, so that the session ends with its connection.
+    server_config = ServerConfig(session_ttl=0)
+    async with open_world(
+        clients=2, client_router=clients.router, network=network, client_config=config, server_config=server_config
+    ) as world:
         network.partition("client-1")
         start = trio.current_time()
         report = await world.server.broadcast(Message.command(), ack_timeout=math.inf)

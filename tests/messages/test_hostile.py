@@ -50,7 +50,7 @@ NONSENSE: dict[str, tuple[Frame | bytes, ...]] = {
     "no name": (message(1),),
     "two names": (LaneOpen(""), LaneOpen("")),
     "bad name": (LaneOpen("a\nb"),),
-    "cancels what was not sent": (LaneOpen(""), message(1), encode_cancel(2)),
+    "cancels what was not sent": (LaneOpen(""), message(1), encode_cancel(3)),
     "ack on the wrong half": (LaneOpen(""), encode_ack(1, 1, AckStatus.SUCCESS, b"")),
     "not protobuf": (LaneOpen(""), b"\x00\x00\x00\x02\xff\xff"),
     "empty frame": (LaneOpen(""), bytes(4)),

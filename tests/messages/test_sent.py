@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import ClientNotConnected, ConnectionClosed, ConnectionLost, Message, ServerConfig, open_client
+from quicflow_trio import ClientNotConnected, ClientState, ConnectionClosed, ConnectionLost, Message, ServerConfig, open_client
 from quicflow_trio.testing import MemoryNetwork, open_world, throwaway_tls
 from tests.messages.harness import Gate, Recorder, assert_at_rest, until
 
@@ -81,10 +81,32 @@ async def test_one_that_gives_up_as_the_receipt_comes_leaves_nothing_either(auto
         assert sent._outgoing.watchers is None
 
 
-async def test_a_connection_lost_before_the_receipt_is_said(autojump_clock: MockClock) -> None:
+async def test_it_holds_across_a_reconnect(autojump_clock: MockClock) -> None:
+    """Sessions resume: what the connection lost goes out again on the next one, and is handled once."""
+    recorder, other = Recorder(), Recorder()
+    network = MemoryNetwork(delay=0.01)
+    async with open_world(network=network, router=recorder.router, client_router=other.router) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        network.partition("client-0")
+        sent = [await client.send(Message.event(b"kept")), await session.send(Message.event(b"kept"))]
+        await until(lambda: not session.connected and client.state.value is not ClientState.CONNECTED)
+        with pytest.raises(ClientNotConnected):
+            await session.send(Message.event())
+        network.heal()
+        for one in sent:
+            await one.delivered()
+        assert recorder.payloads() == other.payloads() == [b"kept"]
+        assert world.server.sessions["client-0"] is session
+        assert client.metrics().sessions_resumed == world.server.metrics().sessions_resumed == 1
+        assert client.metrics().messages_resent == world.server.metrics().messages_resent == 1
+        assert client.metrics().messages_lost == world.server.metrics().messages_lost == 0
+
+
+async def test_a_session_that_ended_before_the_receipt_is_said(autojump_clock: MockClock) -> None:
     recorder = Recorder()
     network = MemoryNetwork(delay=0.01)
-    async with open_world(network=network, router=recorder.router) as world:
+    config = ServerConfig(session_ttl=5)
+    async with open_world(network=network, router=recorder.router, server_config=config) as world:
         client, session = world.clients["client-0"], world.server.sessions["client-0"]
         network.partition("client-0")
         from_client, from_server = await client.send(Message.event(b"lost")), await session.send(Message.event(b"lost"))
@@ -98,12 +120,15 @@ async def test_a_connection_lost_before_the_receipt_is_said(autojump_clock: Mock
         async with trio.open_nursery() as nursery:
             for index in range(3):
                 nursery.start_soon(wait, index)
+            await trio.sleep(100)
+            # The server has given the session up; the client hears of it when it comes back.
+            assert len(errors) == 1
+            network.heal()
         assert len({id(error) for error in errors}) == 3, "each gets an exception of its own"
         with pytest.raises(ConnectionLost):
             await from_client.delivered()
         with pytest.raises(ClientNotConnected):
             await session.send(Message.event())
-        network.heal()
         await (await client.send(Message.event(b"later"))).delivered()
         assert recorder.payloads() == [b"later"]
 

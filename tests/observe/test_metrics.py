@@ -16,6 +16,7 @@ from quicflow_trio import (
     Client,
     ClientConfig,
     ConnectionLost,
+    Delivery,
     HandlerFailed,
     HistogramSnapshot,
     Hooks,
@@ -235,10 +236,35 @@ async def test_messages_whose_connection_was_lost(autojump_clock: MockClock) -> 
             machine.network.partition("worker")
             for _ in range(3):
                 await client.send(Message.event(b"y"))
+            await until(lambda: client.metrics().connected_clients == 0, seconds=100)
+            # Nothing is lost yet: the session may go on. The server that comes back does not know it.
+            assert close(watch.moved(client), {"messages_lost": 0})
+            await machine.kill()
+            machine.network.heal()
+            await machine.start()
         assert close(
             watch.moved(client), {"messages_lost": 3, "messages_failed": 3, "requests_cancelled": 1, "promise_completed": 0}
         )
+
+
+async def test_sessions_that_go_on_and_messages_that_go_out_again(autojump_clock: MockClock) -> None:
+    gate = Gate()
+    async with open_machine(router=gate.router) as machine, client_of(machine.network) as client:
+        await client.wait_connected()
+        watch = Watch(client)
+        machine.network.partition("worker")
+        sent = [await client.send(Message.command(b"y", delivery=Delivery.REDELIVER)) for _ in range(3)]
+        await until(lambda: client.metrics().connected_clients == 0, seconds=100)
         machine.network.heal()
+        for one in sent:
+            await one.delivered()
+        assert close(
+            watch.moved(client), {"sessions_resumed": 1, "messages_resent": 3, "messages_redelivered": 0, "messages_sent": 3}
+        )
+        await machine.kill()
+        await machine.start()
+        await until(lambda: client.metrics().messages_redelivered, seconds=100)
+        assert client.metrics().messages_lost == 0
 
 
 async def test_promises(autojump_clock: MockClock) -> None:

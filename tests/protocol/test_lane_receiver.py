@@ -89,8 +89,8 @@ def test_a_cancellation_does_not_wait_behind_messages_that_are_not_decoded() -> 
     assert lane.decode(100) == 4
     assert [one.frame.seq for one in lane.queue if one.cancelled] == [1, 4]
     assert not lane._cancelled_later
-    with pytest.raises(RemoteProtocolError, match="cancellation of message 7"):
-        arrive(lane, encode_cancel(7))
+    with pytest.raises(RemoteProtocolError, match="cancellation of message 8"):
+        arrive(lane, encode_cancel(8))
 
 
 @given(st.data())
@@ -113,7 +113,7 @@ def test_any_split_of_the_bytes_gives_the_same_messages(data: st.DataObject) -> 
         ([OPENING], "named twice"),
         ([message(2)], "message 2 follows 0"),
         ([message(1), message(1)], "message 1 follows 1"),
-        ([encode_cancel(1)], "cancellation of message 1"),
+        ([encode_cancel(2)], "cancellation of message 2"),
         ([encode(PingFrame(1))], "PingFrame is not allowed"),
         ([b"\x00\x00\x00\x00"], "0 bytes"),
     ],

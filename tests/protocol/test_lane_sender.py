@@ -311,7 +311,7 @@ def test_a_lost_connection_settles_what_was_written_and_keeps_the_rest(share: Wa
     lane.next_batch(PLENTY)
     queued = sent(lane, b"queued")
     wakes = watch(request)
-    lane.connection_lost(LOST)
+    lane.fail_written(LOST)
     for one in (written, request, received):
         assert one.state is OutgoingState.FAILED
         assert one.error is LOST
@@ -334,7 +334,7 @@ def test_a_request_received_but_unanswered_ends_with_the_connection(share: Waiti
     lane.handle_return(encode_receipt(1, 0, ()), 0.0)
     assert request.state is OutgoingState.RECEIVED
     wakes = watch(request)
-    lane.connection_lost(LOST)
+    lane.fail_written(LOST)
     assert (request.ack_error, wakes.woken) == (LOST, 1)
 
 
@@ -507,7 +507,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.lane.connection_lost(LOST)
+        self.lane.fail_written(LOST)
         for one in self.on_wire[self.received :]:
             assert one.state is OutgoingState.FAILED
         self.lane.open_return(1 << 20)
@@ -557,7 +557,7 @@ def test_errors_are_made_afresh_for_each_waiter() -> None:
     lane = make_lane()
     first, second = sent(lane, b""), sent(lane, b"")
     lane.next_batch(PLENTY)
-    lane.connection_lost(LOST)
+    lane.fail_written(LOST)
     errors: list[QuicFlowError] = [one.error() for one in (first, second) if one.error is not None]
     assert len({id(error) for error in errors}) == 2
 

@@ -26,15 +26,16 @@ SCHEMA = {
     "Ping": "number uint64 1",
     "Pong": "number uint64 1",
     "Goodbye": "code uint32 1, reason string 2, retry_after_ms uint32 3",
-    "LaneOpen": "name string 1",
+    "LaneOpen": "name string 1, acked uint64 2",
     "Message": "seq uint64 1, id bytes 2, type enum 3, payload bytes 4, wants_ack bool 5, timestamp int64 6, redeliver bool 7, "
     "redelivered bool 8",
     "Cancel": "seq uint64 1",
+    "Confirm": "acked uint64 1",
     "Ack": "ack_seq uint64 1, seq uint64 2, status enum 3, result bytes 4, error string 5, more uint64 6",
     "SeqRange": "first uint64 1, last uint64 2",
     "Receipt": "received uint64 1, handled uint64 2, handled_ranges *SeqRange 3",
     "Frame": "hello Hello 1, welcome Welcome 2, ping Ping 3, pong Pong 4, goodbye Goodbye 5, lane_open LaneOpen 7, "
-    "message Message 8, cancel Cancel 9, ack Ack 10, receipt Receipt 11",
+    "message Message 8, cancel Cancel 9, ack Ack 10, receipt Receipt 11, confirm Confirm 12",
 }
 
 #: Which member of the envelope's oneof a frame of ours is.
@@ -47,6 +48,7 @@ MEMBERS: dict[type, str] = {
     wire.LaneOpen: "lane_open",
     wire.MessageFrame: "message",
     wire.CancelFrame: "cancel",
+    wire.ConfirmFrame: "confirm",
     wire.AckFrame: "ack",
     wire.ReceiptFrame: "receipt",
 }
@@ -185,12 +187,13 @@ FRAMES: st.SearchStrategy[wire.Frame] = st.one_of(
     ACKS,
     RECEIPTS,
     st.builds(wire.CancelFrame, SEQ),
+    st.builds(wire.ConfirmFrame, UINT64),
     st.builds(wire.PingFrame, UINT64),
     st.builds(wire.PongFrame, UINT64),
     st.builds(wire.Hello, UINT32, st.text(max_size=20), DATA, DATA, _LANES, _LIMITS),
     st.builds(wire.Welcome, UINT32, DATA, DATA, st.booleans(), _LANES, UINT32, _LIMITS),
     st.builds(wire.Goodbye, UINT32, st.text(max_size=20), UINT32),
-    st.builds(wire.LaneOpen, st.text(max_size=20)),
+    st.builds(wire.LaneOpen, st.text(max_size=20), UINT64),
 )
 
 

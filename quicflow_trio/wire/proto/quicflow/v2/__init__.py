@@ -7,6 +7,7 @@ __all__ = (
     "Ack",
     "AckStatus",
     "Cancel",
+    "Confirm",
     "Frame",
     "Goodbye",
     "Hello",
@@ -150,14 +151,26 @@ default_message_pool.register_message("quicflow.v2", "Ack", Ack)
 @dataclass(eq=False, repr=False)
 class Cancel(betterproto2.Message):
     """
-    The sender no longer wants this message handled. Idempotent, repeated after a resume; it leaves a tombstone under the
-    sequence number, so that a message which comes after its own cancellation is not handled either.
+    The sender no longer wants this message handled. Idempotent, repeated after a resume. It may stand directly in front of the message
+    that it is about, which is not handled then: so a message taken back while there was no connection fills its sequence number.
     """
 
     seq: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message("quicflow.v2", "Cancel", Cancel)
+
+
+@dataclass(eq=False, repr=False)
+class Confirm(betterproto2.Message):
+    """
+    Since revision 2: the sender of the lane has taken every ack up to this number, so the receiver need not keep them.
+    """
+
+    acked: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+
+default_message_pool.register_message("quicflow.v2", "Confirm", Confirm)
 
 
 @dataclass(eq=False, repr=False)
@@ -217,6 +230,13 @@ class Frame(betterproto2.Message):
     receipt: "Receipt | None" = betterproto2.field(
         11, betterproto2.TYPE_MESSAGE, optional=True, group="body"
     )
+
+    confirm: "Confirm | None" = betterproto2.field(
+        12, betterproto2.TYPE_MESSAGE, optional=True, group="body"
+    )
+    """
+    Forward half of a lane, since revision 2.
+    """
 
 
 default_message_pool.register_message("quicflow.v2", "Frame", Frame)
@@ -291,6 +311,11 @@ class LaneOpen(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     Empty for the default lane.
+    """
+
+    acked: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    Since revision 2: acks of this lane that its sender has taken, over the life of the session. The receiver replays those after it.
     """
 
 
