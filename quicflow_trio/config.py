@@ -19,6 +19,8 @@ __all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
 _MIB = 1024 * 1024
 
+PathLike = str | os.PathLike[str]
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
 
@@ -45,6 +47,9 @@ class Limits:
             may wait to be written before a lane starts no further handler.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
+        initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
+            ``half_open`` is used up, a new client is first asked to show that it receives where it sends from (Retry, RFC 9000 section
+            8.1): one round trip for the client, and next to nothing for the server. 0 always asks.
         total_bytes: received bytes that wait for handlers, over all sessions; near it every lane window shrinks.
     """
 
@@ -56,6 +61,7 @@ class Limits:
     outbox_bytes: int = _MIB
     dispatch_queue: int = 1024
     half_open: int = 1024
+    initials_per_second: int = 250
     total_bytes: int = 256 * _MIB
 
     def __post_init__(self) -> None:
@@ -67,6 +73,7 @@ class Limits:
         _check(self, "outbox_bytes", 4096, 1024 * _MIB, whole=True)
         _check(self, "dispatch_queue", 1, 10_000_000, whole=True)
         _check(self, "half_open", 1, 1_000_000, whole=True)
+        _check(self, "initials_per_second", 0, 1_000_000, whole=True)
         _check(self, "total_bytes", _MIB, 1024 * 1024 * _MIB, whole=True)
 
 
@@ -166,14 +173,21 @@ class ServerConfig(_PeerConfig):
             cannot do.
         session_ttl: seconds that a session is kept after its connection was lost. Handlers that run go on for as long, so a short one
             cancels them.
+        reset_key_file: file with the key of stateless resets; one that does not exist is made, with mode 0600. With the same key after a
+            restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
+            heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
+            None makes a key for this process only.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
+    reset_key_file: PathLike | None = None
 
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
         _check(self, "session_ttl", 0, 7 * 86_400)
+        if self.reset_key_file is not None and not isinstance(self.reset_key_file, (str, os.PathLike)):
+            raise ConfigurationError(f"ServerConfig.reset_key_file = {self.reset_key_file!r}: expected a path or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,9 +259,6 @@ def _split_address(address: str) -> tuple[str, int] | None:
     if match is None or int(match["port"]) > 65_535:
         return None
     return match["bracketed"] or match["plain"], int(match["port"])
-
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -255,7 +255,9 @@ class Server:
 
                 listener = await bind_ops(ops)
                 stack.callback(listener.socket.close)
-            self._endpoint = Endpoint(await network.bind(host, port), self._admission.accept)
+            self._endpoint = Endpoint(
+                await network.bind(host, port), self._admission.accept, doorkeeper=self._admission.doorkeeper
+            )
             stack.callback(self._stopped.set)
             stack.callback(self._events.close)
             stack.callback(self._endpoint.close)
