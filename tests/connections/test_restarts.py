@@ -27,7 +27,7 @@ from quicflow_trio import (
     open_endpoint,
 )
 from quicflow_trio.testing import MemoryNetwork
-from tests.connections.machine import CLIENT_TLS, Machine, client_of, open_machine, until
+from tests.connections.machine import CLIENT_TLS, Machine, client_of, open_machine, times, until
 
 DELAY = 0.05
 ENGINES = ["aioquic", "qh3"]
@@ -208,3 +208,27 @@ async def test_a_lost_retry_comes_again(autojump_clock: MockClock) -> None:
                 await client.wait_connected()
         assert machine.server.metrics().retries_sent > 20
         assert machine.server.metrics().tokens_refused == 0
+
+
+# -- coming back ---------------------------------------------------------------------------------------------------------
+async def test_a_drained_server_s_clients_are_asked_back_one_after_the_other(autojump_clock: MockClock) -> None:
+    count = 100
+    async with open_machine() as machine, AsyncExitStack() as stack:
+        config = ClientConfig(jitter=0)
+        clients = [
+            await stack.enter_async_context(client_of(machine.network, f"worker-{number}", config=config))
+            for number in range(count)
+        ]
+        for client in clients:
+            await client.wait_connected()
+        await machine.server.drain(grace=5, retry_after=3.0)
+        drained = trio.current_time()
+        for client in clients:
+            await client.state.wait_value(ClientState.IDLE)
+        await machine.start()
+        for client in clients:
+            await client.wait_connected()
+        returns = sorted(times(client, ClientState.CONNECTING)[-1] - drained for client in clients)
+        # Three seconds, their own one of backoff, and 500 a second from there.
+        assert returns[0] == pytest.approx(4.0, abs=0.1)
+        assert returns == pytest.approx([returns[0] + number / 500 for number in range(count)], abs=0.01)
