@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from functools import partial
+from pathlib import Path
 from typing import final
 
 import trio
@@ -17,7 +18,9 @@ from .endings import ending_text, loss, reason_label, report_end, survivable
 from .errors import ClientNotConnected, ConnectionClosed, RemoteProtocolError
 from .link import Link
 from .net.endpoint import Endpoint
+from .net.key_file import load_reset_key
 from .net.pump import Pump
+from .net.stateless import Doorkeeper
 from .observe.events import DisconnectReason
 from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
@@ -29,6 +32,7 @@ from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
 from .quic.engines import engine_maker
 from .quic.limits import Windows
+from .quic.retry import InitialRate
 from .quic.routing import Header
 from .quic.tls import TLSContext
 from .router import Router
@@ -38,6 +42,9 @@ from .wire import Goodbye, Hello, PeerLimits, Welcome
 __all__ = ["Admission"]
 
 log: Logger = get_logger(__name__)
+
+RETRY_FLOOR = 64
+"""Half-open connections that are no load yet, twice over."""
 
 TURNED_AWAY = 4096
 """Refused attempts that are remembered, so that each is counted once."""
@@ -62,6 +69,7 @@ class Admission:
         connections: all connections, and those whose session is finishing its handlers; None stands there before the hello.
         accepted: connections since the start.
         draining: true refuses everybody.
+        doorkeeper: answers packets of unknown connections.
     """
 
     def __init__(self, router: Router, tls: TLSContext, config: ServerConfig, instruments: Instruments) -> None:
@@ -74,6 +82,9 @@ class Admission:
         self.connections: dict[Connection, Session | None] = {}
         self.accepted: int = 0
         self.draining: bool = False
+        key = None if config.reset_key_file is None else load_reset_key(Path(config.reset_key_file))
+        self.doorkeeper: Doorkeeper = Doorkeeper(key, self._must_retry)
+        self._initials = InitialRate(limits.initials_per_second)
         self._turned_away: dict[bytes, None] = {}
         self._router = router
         self._tls = tls
@@ -95,6 +106,11 @@ class Admission:
         self._endpoint = endpoint
         self._nursery = nursery
 
+    def _must_retry(self, now: float) -> bool:
+        """Tell whether there is such a load that a new client must show first that its address is its own."""
+        busy = max(len(self.half_open) * 2, RETRY_FLOOR) > max(self._config.limits.half_open, RETRY_FLOOR)
+        return self._initials.too_fast(now) or busy
+
     # -- from the first packet ---------------------------------------------------------------------------------------
     def accept(self, header: Header, address: Address, now: float) -> Pump | None:
         """Make a connection for a client's first packet."""
@@ -108,12 +124,14 @@ class Admission:
             oldest.close(CloseCode.OVERLOADED, "too many half-open connections")
         engine = self._engines.server_engine(
             self._tls,
-            original_destination_id=header.destination,
+            original_destination_id=header.destination if header.original is None else header.original,
             alpn=[ALPN],
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
             probes=self._endpoint.probes,
+            retry_source_id=None if header.original is None else header.destination,
+            reset_key=self.doorkeeper.key,
         )
         connection = Connection(
             engine,

@@ -196,6 +196,10 @@ def _sum(parts: Sequence[EndpointStatistics]) -> EndpointStatistics:
         last_words=sum(part.last_words for part in parts),
         dropped=_joined([part.dropped for part in parts]),
         negotiations=sum(part.negotiations for part in parts),
+        retries=sum(part.retries for part in parts),
+        tokens_refused=sum(part.tokens_refused for part in parts),
+        resets_sent=sum(part.resets_sent for part in parts),
+        resets_received=sum(part.resets_received for part in parts),
     )
 
 

@@ -20,6 +20,8 @@ __all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
 _MIB = 1024 * 1024
 
+PathLike = str | os.PathLike[str]
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
 
@@ -46,6 +48,9 @@ class Limits:
             may wait to be written before a lane starts no further handler.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
+        initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
+            ``half_open`` is used up, a new client is first asked to show that it receives where it sends from (Retry, RFC 9000 section
+            8.1): one round trip for the client, and next to nothing for the server. 0 always asks.
         total_bytes: received bytes that wait for handlers, over all sessions; near it every lane window shrinks.
     """
 
@@ -57,6 +62,7 @@ class Limits:
     outbox_bytes: int = _MIB
     dispatch_queue: int = 1024
     half_open: int = 1024
+    initials_per_second: int = 250
     total_bytes: int = 256 * _MIB
 
     def __post_init__(self) -> None:
@@ -68,6 +74,7 @@ class Limits:
         _check(self, "outbox_bytes", 4096, 1024 * _MIB, whole=True)
         _check(self, "dispatch_queue", 1, 10_000_000, whole=True)
         _check(self, "half_open", 1, 1_000_000, whole=True)
+        _check(self, "initials_per_second", 0, 1_000_000, whole=True)
         _check(self, "total_bytes", _MIB, 1024 * 1024 * _MIB, whole=True)
 
 
@@ -123,7 +130,8 @@ class ClientConfig(_PeerConfig):
         hello_timeout: seconds that the server may take to answer the hello.
         backoff_initial: seconds before the first reconnect; it doubles from there.
         backoff_max: seconds that the doubling stops at.
-        jitter: how far each wait is spread, as a share of it: 0.2 means 80 % to 100 %.
+        jitter: how far each wait is spread, as a share of it: 1 means from nothing to all of it, 0.2 means 80 % to 100 %. Ten thousand
+            clients that lose their server in one instant come back over the whole wait only with 1.
         seed: seed of that jitter; None takes one from the operating system.
         ack_timeout: default for `Client.request`, seconds; ``math.inf`` waits for ever.
         handler_timeout: seconds that a handler may run.
@@ -137,7 +145,7 @@ class ClientConfig(_PeerConfig):
 
     backoff_initial: float = 1.0
     backoff_max: float = 60.0
-    jitter: float = 0.2
+    jitter: float = 1.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -170,17 +178,24 @@ class ServerConfig(_PeerConfig):
         away: what becomes of new messages and requests for a session that is kept but has no connection: ``"refuse"`` raises
             `ClientNotConnected`, ``"queue"`` lets them wait in its bounded outbox. Those under way when the connection was lost wait in
             either case.
+        reset_key_file: file with the key of stateless resets; one that does not exist is made, with mode 0600. With the same key after a
+            restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
+            heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
+            None makes a key for this process only.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
     away: Literal["refuse", "queue"] = "refuse"
+    reset_key_file: PathLike | None = None
 
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
         _check(self, "session_ttl", 0, 7 * 86_400)
         if self.away not in ("refuse", "queue"):
             raise ConfigurationError(f"ServerConfig.away = {self.away!r}: expected 'refuse' or 'queue'")
+        if self.reset_key_file is not None and not isinstance(self.reset_key_file, (str, os.PathLike)):
+            raise ConfigurationError(f"ServerConfig.reset_key_file = {self.reset_key_file!r}: expected a path or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +267,6 @@ def _split_address(address: str) -> tuple[str, int] | None:
     if match is None or int(match["port"]) > 65_535:
         return None
     return match["bracketed"] or match["plain"], int(match["port"])
-
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from .quic.engine import (
     Engine,
     EngineEvent,
     HandshakeCompleted,
+    ResetTokenLearned,
     StreamData,
     StreamReset,
     StreamStopped,
@@ -370,6 +371,8 @@ class Connection:
                 self._endpoint.add_route(event.connection_id, self.pump)
             case ConnectionIdRetired():
                 self._endpoint.remove_route(event.connection_id)
+            case ResetTokenLearned():
+                self._endpoint.add_reset_token(event.token, self.pump)
             case HandshakeCompleted():
                 self.state = ConnectionState.HELLO
                 self.pump.handshake_completed()

@@ -91,6 +91,8 @@ def disconnect_reason(ended: ConnectionEnded) -> DisconnectReason:
     """Return why a connection ended, as one of a fixed set: peers choose the text of theirs, so it must not name a time series."""
     if ended.application:
         return _REASONS.get(ended.code, DisconnectReason.OTHER)
+    if ended.reset:
+        return DisconnectReason.STATELESS_RESET
     if ended.timed_out:
         return DisconnectReason.IDLE_TIMEOUT
     if ended.tls_alert is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 
 import trio
 
@@ -34,6 +35,10 @@ class NetworkTotals:
         self.received: int = 0
         self.kernel_drops: int = 0
         self.errors: int = 0
+        self.resets_sent: int = 0
+        self.resets_received: int = 0
+        self.retries: int = 0
+        self.tokens_refused: int = 0
         self.dropped: dict[str, int] = {}
 
     def add(self, endpoint: EndpointStatistics) -> None:
@@ -43,18 +48,16 @@ class NetworkTotals:
         self.received += socket.datagrams_in
         self.kernel_drops += socket.receive_drops or 0
         self.errors += sum(socket.send_errors.values()) + sum(socket.receive_errors.values())
+        self.resets_sent += endpoint.resets_sent
+        self.resets_received += endpoint.resets_received
+        self.retries += endpoint.retries
+        self.tokens_refused += endpoint.tokens_refused
         for reason, number in endpoint.dropped.items():
             count(self.dropped, reason.replace(" ", "_"), number)
 
     def copy(self) -> NetworkTotals:
         """Return the same figures, to be added to."""
-        totals = NetworkTotals()
-        totals.sent, totals.received, totals.kernel_drops, totals.errors = (
-            self.sent,
-            self.received,
-            self.kernel_drops,
-            self.errors,
-        )
+        totals = copy(self)
         totals.dropped = dict(self.dropped)
         return totals
 
@@ -111,6 +114,10 @@ def measure(
         datagrams_received=network.received,
         datagrams_dropped=network.dropped | ({"inbox_full": inbox_drops} if inbox_drops else {}),
         kernel_drops=network.kernel_drops,
+        stateless_resets_sent=network.resets_sent,
+        stateless_resets_received=network.resets_received,
+        retries_sent=network.retries,
+        tokens_refused=network.tokens_refused,
         event_subscribers=len(instruments.events),
         events_dropped=instruments.events.dropped,
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 import trio
 from cyclopts import App, Parameter, validators
 
-from ..config import OpsConfig, TLSConfig
+from ..config import OpsConfig, ServerConfig, TLSConfig
 from ..message import MessageType
 from ..observe.logs import Logger, get_logger
 from ..router import Request, Router
@@ -92,6 +92,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
+    reset_key: Path | None = None,
     ops: str | None = None,
     ops_token: OpsToken = None,
     until_eof: Flag = False,
@@ -107,6 +108,8 @@ async def serve(
         host: address to listen on. Beyond this machine anyone who reaches the port can connect, unless --client-ca is given.
         port: UDP port; 0 takes a free one.
         grace: how long a drain lets running handlers go on, seconds.
+        reset_key: file with the key of stateless resets, made when it does not exist. With it clients learn at once when the server was
+            killed and started again.
         ops: HOST:PORT on which to answer those who operate the server, over HTTP; port 0 takes a free one.
         ops_token: bearer token for them; without one commands are refused, and all who are not on this machine.
         until_eof: drain also when standard input ends, so that a server does not outlive the script that started it.
@@ -118,7 +121,8 @@ async def serve(
     _check_files(cert, key, client_ca)
     tls = TLSConfig.server(cert, key, client_ca=client_ca)
     ops_config = None if ops is None else OpsConfig(ops, token=ops_token)
-    run = partial(run_server, make_router(), host=host, port=port, tls=tls, ops=ops_config)
+    config = ServerConfig(reset_key_file=reset_key)
+    run = partial(run_server, make_router(), host=host, port=port, tls=tls, config=config, ops=ops_config)
     stopped = trio.Event()
 
     async def run_to_end(task_status: trio.TaskStatus[Server]) -> None:

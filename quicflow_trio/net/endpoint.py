@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import trio
 
 from ..quic.engine import Address
 from ..quic.probes import ProbeBudget
+from ..quic.resets import ResetTable
 from ..quic.routing import Header, RoutingTable, parse_header, version_negotiation
 from .pump import Pump
+from .stateless import Answer, AnswerKind, Doorkeeper
 from .udp import DatagramSocket, SocketStatistics
 
 __all__ = ["Accept", "Endpoint", "EndpointStatistics"]
@@ -56,6 +59,10 @@ class EndpointStatistics:
         last_words: closed connections whose close is kept, to be repeated to peers that have not heard it.
         dropped: datagrams dropped, by reason.
         negotiations: version negotiation packets sent.
+        retries: Retry packets sent.
+        tokens_refused: Initials whose Retry token was forged, expired or from another address.
+        resets_sent: stateless resets sent.
+        resets_received: stateless resets received that belong to a connection here.
     """
 
     socket: SocketStatistics
@@ -63,6 +70,10 @@ class EndpointStatistics:
     last_words: int
     dropped: dict[str, int]
     negotiations: int
+    retries: int = 0
+    tokens_refused: int = 0
+    resets_sent: int = 0
+    resets_received: int = 0
 
 
 class Endpoint:
@@ -72,12 +83,19 @@ class Endpoint:
         socket: what it reads and sends, closed by `close`.
         accept: called for the first packet of an unknown connection; None on a client.
         refused: called when the network says that nobody listens at the other end; None on a server.
+        doorkeeper: answers what belongs to no connection; None makes one that never asks for a Retry. A client answers nothing.
 
     Attributes:
         probes: what its connections take their probes from.
     """
 
-    def __init__(self, socket: DatagramSocket, accept: Accept | None = None, refused: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        socket: DatagramSocket,
+        accept: Accept | None = None,
+        refused: Callable[[], None] | None = None,
+        doorkeeper: Doorkeeper | None = None,
+    ) -> None:
         self._socket = socket
         self._accept = accept
         self._refused = refused
@@ -86,7 +104,11 @@ class Endpoint:
         self._closed: dict[bytes, _LastWord] = {}
         self._send_lock = trio.Lock()
         self._dropped: dict[str, int] = {}
-        self._negotiations = 0
+        self._doorkeeper = doorkeeper or Doorkeeper()
+        self._answers = dict.fromkeys(AnswerKind, 0)
+        # What the servers of these connections say when they have lost them.
+        self._reset_tokens: ResetTable[Pump] = ResetTable(os.urandom(32))
+        self._resets_received = 0
         self.probes: ProbeBudget = ProbeBudget()
 
     @property
@@ -96,12 +118,17 @@ class Endpoint:
 
     def statistics(self) -> EndpointStatistics:
         """Return the counters so far."""
+        answers = self._answers
         return EndpointStatistics(
             socket=self._socket.statistics(),
             connection_ids=len(self._table),
             last_words=len(self._last_words),
             dropped=dict(self._dropped),
-            negotiations=self._negotiations,
+            negotiations=answers[AnswerKind.NEGOTIATION],
+            retries=answers[AnswerKind.RETRY],
+            tokens_refused=self._doorkeeper.tokens_refused,
+            resets_sent=answers[AnswerKind.RESET],
+            resets_received=self._resets_received,
         )
 
     # -- routes ----------------------------------------------------------------------------------------------------
@@ -112,6 +139,10 @@ class Endpoint:
     def remove_route(self, connection_id: bytes) -> None:
         """Forget one id."""
         self._table.remove(connection_id)
+
+    def add_reset_token(self, token: bytes, pump: Pump) -> None:
+        """Let a datagram that ends in this token go to that pump, if no route says better."""
+        self._reset_tokens.add(token, pump)
 
     def remove_pump(self, pump: Pump, last_word: Sequence[tuple[bytes, Address]] = (), keep: float = 0.0) -> None:
         """Forget every id of a pump.
@@ -129,6 +160,7 @@ class Endpoint:
             kept.append(word)
             self._closed.update(dict.fromkeys(word.connection_ids, word))
         self._table.remove_owner(pump)
+        self._reset_tokens.remove_owner(pump)
 
     # -- in --------------------------------------------------------------------------------------------------------
     async def run(self) -> None:
@@ -193,17 +225,34 @@ class Endpoint:
         pump = self._table.lookup(header.destination)
         if pump is not None:
             return pump
+        if not header.is_long:
+            # Its id is noise when it is a stateless reset (RFC 9000 section 10.3).
+            pump = self._reset_tokens.lookup(data)
+            if pump is not None:
+                self._resets_received += 1
+                return pump
         if self._accept is None:
             self._drop("unknown connection")
             return None
+        now = trio.current_time()
         word = self._closed.get(header.destination)
-        if word is not None and trio.current_time() < word.until:
+        if word is not None and now < word.until:
             self._repeat(word)
             return None
-        if not header.is_initial:
-            self._negotiate(header, address)
+        if header.is_initial:
+            return self._admit(self._accept, header, data, address, now)
+        reply = version_negotiation(header) if header.is_long else self._doorkeeper.reset(header, now)
+        if reply is None or not header.is_long:
+            self._drop("unknown connection")
+        self._answer(AnswerKind.NEGOTIATION if header.is_long else AnswerKind.RESET, reply, address)
+        return None
+
+    def _admit(self, accept: Accept, header: Header, data: bytes, address: Address, now: float) -> Pump | None:
+        admitted = self._doorkeeper.admit(header, data, address, now)
+        if isinstance(admitted, Answer):
+            self._answer(admitted.kind, admitted.data, address)
             return None
-        pump = self._accept(header, address, trio.current_time())
+        pump = accept(admitted, address, now)
         if pump is None:
             self._drop("refused")
             return None
@@ -217,13 +266,12 @@ class Endpoint:
         if word.heard & (word.heard - 1) == 0:
             self.transmit_nowait(word.datagrams)
 
-    def _negotiate(self, header: Header, address: Address) -> None:
-        """Answer a version that is not spoken here; anything else is for a connection that is not there."""
-        reply = version_negotiation(header)
-        if reply is None:
-            self._drop("unknown connection")
-        elif self._socket.send_nowait([(reply, address)]):
-            self._negotiations += 1
+    def _answer(self, kind: AnswerKind, data: bytes | None, address: Address) -> None:
+        """Send what a packet of a connection that is not there is answered with, if anything."""
+        if data is None:
+            return
+        if self._socket.send_nowait([(data, address)]):
+            self._answers[kind] += 1
         else:
             # The sender repeats its packet; waiting here would stop the reading for everyone.
             self._drop("send buffer full")

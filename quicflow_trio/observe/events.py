@@ -73,6 +73,8 @@ class DisconnectReason(enum.Enum):
     """TLS was not done in time."""
     UNREACHABLE = "unreachable"
     """The network says that nobody listens there."""
+    STATELESS_RESET = "stateless_reset"
+    """The other side knows nothing of the connection: it was killed and restarted, most likely."""
     TLS = "tls"
     """TLS failed: a certificate, a version, a protocol name."""
     TRANSPORT = "transport"

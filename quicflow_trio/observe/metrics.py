@@ -237,6 +237,12 @@ class MetricsSnapshot:
     datagrams_received: int = counter("datagrams read")
     datagrams_dropped: Mapping[str, int] = by_reason("datagrams dropped here, by reason")
     kernel_drops: int = counter("datagrams that the kernel dropped because the receive buffer was full")
+    stateless_resets_sent: int = counter("packets of unknown connections answered by a stateless reset (RFC 9000 section 10.3)")
+    stateless_resets_received: int = counter("stateless resets received: connections that the peer has lost")
+    retries_sent: int = counter(
+        "clients asked, under load, to show that their address is their own (Retry, RFC 9000 section 8.1)"
+    )
+    tokens_refused: int = counter("connection attempts whose Retry token was forged, expired or from another address")
     event_subscribers: int = gauge("open event streams, hooks included")
     events_dropped: int = counter("events dropped because a subscriber did not keep up")
     hook_failures: int = counter("hooks that raised")

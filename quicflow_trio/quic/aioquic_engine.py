@@ -15,6 +15,7 @@ from .engine import (
     ConnectionIdRetired,
     EngineEvent,
     HandshakeCompleted,
+    ResetTokenLearned,
     StreamData,
     StreamReset,
     StreamStopped,
@@ -22,6 +23,7 @@ from .engine import (
 from .hardened import HardenedConnection
 from .limits import Windows
 from .probes import ProbeBudget
+from .resets import ResetKey
 from .tls import TLSContext, tls_alert
 
 __all__ = ["AioquicEngine", "Windows", "client_engine", "server_engine"]
@@ -69,17 +71,21 @@ def server_engine(
     windows: Windows,
     datagram_size: int = 1200,
     probes: ProbeBudget | None = None,
+    retry_source_id: bytes | None = None,
+    reset_key: ResetKey | None = None,
 ) -> AioquicEngine:
     """Make the server side of a connection for a client's first datagram, which is then given to `receive_datagram`.
 
     Args:
         tls: certificates, made once of a server's `TLSConfig` and shared by all its connections.
-        original_destination_id: the destination connection id in that datagram.
+        original_destination_id: the destination connection id in that datagram; after a Retry, in the one before that.
         alpn: protocols spoken, best first.
         idle_timeout: seconds without any packet after which the connection ends.
         windows: receive credit that the client starts with.
         datagram_size: UDP payload of the packets sent, bytes.
         probes: what all connections on the socket take their probes from; None for no limit.
+        retry_source_id: after a Retry, the destination id in that datagram; the client's address counts as validated then.
+        reset_key: makes the tokens by which the client will know a server that has lost the connection; None makes up random ones.
     """
     configurations = tls.server_configurations(alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size)
     return AioquicEngine(
@@ -87,6 +93,8 @@ def server_engine(
             configurations,
             windows,
             original_destination_id=original_destination_id,
+            retry_source_id=retry_source_id,
+            reset_key=reset_key,
             client_verifier=tls.client_verifier,
             probes=probes,
         )
@@ -165,7 +173,7 @@ class AioquicEngine:
 
     def _translate(self, event: object) -> EngineEvent | None:
         match event:
-            case ConnectionIdIssued():
+            case ConnectionIdIssued() | ResetTokenLearned():
                 return event
             case events.ConnectionIdRetired():
                 return ConnectionIdRetired(event.connection_id)
@@ -189,6 +197,7 @@ class AioquicEngine:
             by_peer=self._core.closed_by_peer,
             timed_out=self._core.timed_out,
             tls_alert=None if application else tls_alert(event.error_code),
+            reset=self._core.was_reset,
         )
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:

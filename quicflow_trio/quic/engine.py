@@ -15,9 +15,10 @@ ends in a `ConnectionEnded` event and a close packet among the datagrams.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 __all__ = [
+    "STATELESS_RESET",
     "Address",
     "ConnectionEnded",
     "ConnectionIdIssued",
@@ -25,10 +26,14 @@ __all__ = [
     "Engine",
     "EngineEvent",
     "HandshakeCompleted",
+    "ResetTokenLearned",
     "StreamData",
     "StreamReset",
     "StreamStopped",
 ]
+
+STATELESS_RESET: Final = "the peer has lost this connection, as after a restart (stateless reset)"
+"""The reason of a `ConnectionEnded` whose ``reset`` is true."""
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 """Where a datagram goes to or came from: (host, port), for IPv6 with flow information and scope."""
@@ -114,6 +119,17 @@ class ConnectionIdRetired:
 
 
 @dataclass(slots=True, frozen=True)
+class ResetTokenLearned:
+    """The peer has said by which token it will make itself known should it lose this connection (RFC 9000 section 10.3).
+
+    Attributes:
+        token: the last 16 bytes of a datagram that is to be given to this engine, whatever connection id stands in front.
+    """
+
+    token: bytes
+
+
+@dataclass(slots=True, frozen=True)
 class ConnectionEnded:
     """The last event: the engine has terminated.
 
@@ -124,6 +140,7 @@ class ConnectionEnded:
         by_peer: true when the peer closed, false when this engine did (or its idle timer).
         timed_out: true when nothing was heard for the idle time-out.
         tls_alert: the TLS alert number (RFC 8446 section 6) when the code is a CRYPTO_ERROR, else None.
+        reset: true when the peer has said, by a stateless reset, that it knows nothing of this connection.
     """
 
     code: int
@@ -132,10 +149,18 @@ class ConnectionEnded:
     by_peer: bool
     timed_out: bool = False
     tls_alert: int | None = None
+    reset: bool = False
 
 
 EngineEvent = (
-    StreamData | StreamReset | StreamStopped | HandshakeCompleted | ConnectionIdIssued | ConnectionIdRetired | ConnectionEnded
+    StreamData
+    | StreamReset
+    | StreamStopped
+    | HandshakeCompleted
+    | ConnectionIdIssued
+    | ConnectionIdRetired
+    | ResetTokenLearned
+    | ConnectionEnded
 )
 
 

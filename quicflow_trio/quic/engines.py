@@ -10,6 +10,7 @@ from . import aioquic_engine
 from .engine import Engine
 from .limits import Windows
 from .probes import ProbeBudget
+from .resets import ResetKey
 from .tls import TLSContext
 
 __all__ = ["EngineMaker", "engine_maker"]
@@ -41,6 +42,8 @@ class EngineMaker(Protocol):
         windows: Windows,
         datagram_size: int = 1200,
         probes: ProbeBudget | None = None,
+        retry_source_id: bytes | None = None,
+        reset_key: ResetKey | None = None,
     ) -> Engine:
         """Make the server side of a connection."""
 

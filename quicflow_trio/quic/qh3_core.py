@@ -25,6 +25,7 @@ from qh3.tls import AlertDescription, Epoch, Group, SignatureAlgorithm, load_pem
 
 from ..errors import ConfigurationError
 from .limits import CONNECTION_IDS, Windows
+from .resets import ResetKey
 from .tls import TLSContext
 from .verify import check_server_purpose
 
@@ -187,10 +188,26 @@ class Qh3Core(QuicConnection):
         configuration: of `make_configuration`.
         windows: receive credit that the peer starts with.
         original_destination_id: on a server, the destination id of the client's first datagram.
+        retry_source_id: on a server, the id that the client was told to use by a Retry; None when there was none.
+        reset_key: makes the stateless reset token of the first connection id; None makes up a random one. The core keeps those of the
+            other ids to itself, so a client that has moved does not know a reset.
     """
 
-    def __init__(self, configuration: QuicConfiguration, windows: Windows, original_destination_id: bytes | None = None) -> None:
-        super().__init__(configuration=configuration, original_destination_connection_id=original_destination_id)
+    def __init__(
+        self,
+        configuration: QuicConfiguration,
+        windows: Windows,
+        original_destination_id: bytes | None = None,
+        *,
+        retry_source_id: bytes | None = None,
+        reset_key: ResetKey | None = None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_id,
+            retry_source_connection_id=retry_source_id,
+        )
+        self._reset_token = None if reset_key is None else reset_key.token(self.host_cid)
         self.windows: Final = windows
 
     @property
@@ -209,7 +226,7 @@ class Qh3Core(QuicConnection):
             remote_addr=remote_addr,
             source_cid=self.host_cid,
             destination_cid=initial_dcid,
-            peer_address_validated=self._is_client,
+            peer_address_validated=self._is_client or self._retry_source_connection_id is not None,
             active_connection_id_limit=CONNECTION_IDS,
             max_datagram_size=configuration.max_datagram_size,
             probe_datagram_size=False,
@@ -244,6 +261,7 @@ class Qh3Core(QuicConnection):
             remote_initial_source_connection_id=remote_source_cid,
             original_destination_connection_id=self._original_destination_connection_id,
             retry_source_connection_id=self._retry_source_connection_id,
+            stateless_reset_token=self._reset_token,
             version_change_handler=self._set_version,
         )
         return self._tls
@@ -345,6 +363,12 @@ class Qh3Core(QuicConnection):
         if parameters is None:
             return 0, 0
         return parameters.initial_max_stream_data_bidi_remote or 0, parameters.initial_max_stream_data_bidi_local or 0
+
+    def peer_reset_token(self) -> bytes | None:
+        """Return the token by which the peer will say that it has lost this connection, None when it named none."""
+        assert self._tls is not None, "asked at the end of the handshake"
+        parameters = self._tls.remote_transport_parameters
+        return None if parameters is None else parameters.stateless_reset_token
 
     def forget_tls(self) -> None:
         """Let go of the TLS state: half of what a connection weighs, and nothing is read from it any more."""

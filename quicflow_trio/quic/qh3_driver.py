@@ -8,12 +8,14 @@ from typing import Any, Final
 from qh3._hazmat import QuicConnectionCore
 
 from .engine import (
+    STATELESS_RESET,
     Address,
     ConnectionEnded,
     ConnectionIdIssued,
     ConnectionIdRetired,
     EngineEvent,
     HandshakeCompleted,
+    ResetTokenLearned,
     StreamData,
     StreamReset,
     StreamStopped,
@@ -267,16 +269,17 @@ class Qh3Driver:
             case ("connection_terminated", code, _, reason):
                 self._terminate(code, reason)
 
-    def _closed(self, code: int, reason: bytes, application: bool, *, by_peer: bool) -> None:
+    def _closed(self, code: int, reason: bytes, application: bool, *, by_peer: bool, reset: bool = False) -> None:
         if self._ended is None:
             alert = None if application else tls_alert(code)
-            self._ended = ConnectionEnded(code, reason.decode("utf-8", "replace"), application, by_peer, tls_alert=alert)
+            text = reason.decode("utf-8", "replace")
+            self._ended = ConnectionEnded(code, text, application, by_peer, tls_alert=alert, reset=reset)
             self._streams.abandon()
 
     def _terminate(self, code: int, reason: bytes) -> None:
         timed_out = reason == _IDLE
         if self._ended is None and not timed_out:
-            self._closed(code, b"stateless reset", False, by_peer=True)
+            self._closed(code, STATELESS_RESET.encode(), False, by_peer=True, reset=True)
         self._end(ConnectionEnded(code, reason.decode(), application=False, by_peer=False, timed_out=True))
 
     def _end(self, ended: ConnectionEnded) -> None:
@@ -306,8 +309,11 @@ class Qh3Driver:
         connection = self._connection
         self._peer_certificate = connection.peer_certificate()
         self._streams.peer_stream_in, self._streams.peer_stream_out = connection.peer_windows()
+        token = connection.peer_reset_token()
         connection.forget_tls()
         self._handshake_done = True
+        if token is not None:
+            self._found.append(ResetTokenLearned(token))
         self._found.append(HandshakeCompleted(alpn))
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:

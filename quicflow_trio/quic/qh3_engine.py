@@ -22,6 +22,7 @@ from .limits import (
 from .probes import ProbeBudget
 from .qh3_core import Qh3Core, make_configuration
 from .qh3_driver import PADDING_FRAME, Qh3Driver
+from .resets import ResetKey
 from .tls import TLSContext
 
 __all__ = ["Qh3Engine", "client_engine", "server_engine"]
@@ -57,6 +58,8 @@ def server_engine(
     windows: Windows,
     datagram_size: int = 1200,
     probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
+    retry_source_id: bytes | None = None,
+    reset_key: ResetKey | None = None,
 ) -> Qh3Engine:
     """Make the server side of a connection; arguments as for `aioquic_engine.server_engine`.
 
@@ -66,7 +69,10 @@ def server_engine(
     configuration = make_configuration(
         tls, server_name=None, alpn=tuple(alpn), idle_timeout=idle_timeout, datagram_size=datagram_size
     )
-    return Qh3Engine(Qh3Core(configuration, windows, original_destination_id), is_client=False)
+    return Qh3Engine(
+        Qh3Core(configuration, windows, original_destination_id, retry_source_id=retry_source_id, reset_key=reset_key),
+        is_client=False,
+    )
 
 
 class Qh3Engine(Qh3Driver):

@@ -38,6 +38,7 @@ class Header:
         source: id that the sender wants to be answered with; empty for short headers.
         is_initial: an Initial packet of a version spoken here, in a datagram large enough to open a connection.
         size: length of the whole datagram, bytes.
+        original: on an Initial that brings a good Retry token, the destination id of the client's first one; None on all others.
     """
 
     is_long: bool
@@ -46,6 +47,7 @@ class Header:
     source: bytes
     is_initial: bool
     size: int
+    original: bytes | None = None
 
 
 def parse_header(data: bytes) -> Header | None:

@@ -56,7 +56,7 @@ async def test_the_oldest_makes_room(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("count", [64, 500])
 async def test_a_burst_of_first_packets(autojump_clock: MockClock, count: int) -> None:
     # They come in one batch of the socket, before the task of the first has run: the cap holds all the same.
-    config = ServerConfig(limits=Limits(half_open=10), handshake_timeout=5.0)
+    config = ServerConfig(limits=Limits(half_open=10, initials_per_second=1000), handshake_timeout=5.0)
     async with open_world(clients=1, network=MemoryNetwork(delay=0.01), server_config=config) as world:
         socket = await world.network.host("flood").bind("flood", 0)
         ids = world.server.statistics().endpoint.connection_ids

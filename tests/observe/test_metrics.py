@@ -572,6 +572,31 @@ async def test_datagrams(autojump_clock: MockClock) -> None:
         socket.close()
 
 
+async def test_answers_to_unknown_connections(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=SLOW)
+    config = ServerConfig(limits=Limits(initials_per_second=0))
+    async with open_world(network=network, server_config=config) as world:
+        figures = world.server.metrics()
+        assert (figures.retries_sent, figures.tokens_refused, figures.stateless_resets_sent) == (1, 0, 0)
+        socket = await network.host("noise").bind("noise", 0)
+        with_token = b"\xc0\0\0\0\1\x08" + bytes(8) + b"\x00\x05wrong"
+        socket.send_nowait([(b"\x40" + bytes(30), ("server", 8474)), (with_token.ljust(1200, b"\0"), ("server", 8474))])
+        await trio.sleep(1)
+        figures = world.server.metrics()
+        assert (figures.retries_sent, figures.tokens_refused, figures.stateless_resets_sent) == (1, 1, 1)
+        socket.close()
+
+
+async def test_a_server_that_has_lost_a_connection(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        session, client = world.server.session("client-0"), world.clients["client-0"]
+        endpoint = session._connection._endpoint
+        endpoint.remove_pump(session._connection.pump)
+        with pytest.raises(ConnectionLost):
+            await client.request(Message.command())
+        assert client.metrics().stateless_resets_received == world.server.metrics().stateless_resets_sent == 1
+
+
 async def test_datagrams_that_find_the_receive_buffer_full(autojump_clock: MockClock) -> None:
     network = MemoryNetwork()
     async with open_world(clients=0, network=network) as world:

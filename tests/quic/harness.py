@@ -58,6 +58,7 @@ class StockConnection(QuicConnection):
 
     closed_by_peer = False
     timed_out = False
+    was_reset = False
     peer_certificate = None
     probe_denied = False
 
@@ -109,6 +110,7 @@ def make_server(tls: TLSContext, odcid: bytes, *, stock: bool = False, engine: s
     if not stock:
         return cast(AioquicEngine, maker(engine, tls).server_engine(tls, original_destination_id=odcid, **settings))
     windows, extra = settings.pop("windows"), settings.pop("core", {})
+    settings.pop("reset_key", None)
     configurations = tls.server_configurations(datagram_size=1200, **settings)
     # The window the test counts on; everything else as shipped.
     limited = QuicConfiguration(**{**vars(configurations[0]), "max_stream_data": windows.stream_in})
