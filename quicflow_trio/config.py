@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import ConfigurationError
+from .rates import RateLimit
 
 __all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
@@ -78,6 +79,7 @@ class _PeerConfig:
     heartbeat_timeout: float = 45.0
     handshake_timeout: float = 10.0
     hello_timeout: float = 10.0
+    authenticate_timeout: float = 5.0
     ack_timeout: float = 30.0
     handler_timeout: float = 30.0
     workers: int = 64
@@ -96,6 +98,7 @@ class _PeerConfig:
             )
         _check(self, "handshake_timeout", 0.01, 3600)
         _check(self, "hello_timeout", 0.01, 3600)
+        _check(self, "authenticate_timeout", 0.001, 3600)
         _check(self, "ack_timeout", 0.001, math.inf)
         _check(self, "handler_timeout", 0.001, math.inf)
         _check(self, "workers", 1, 100_000, whole=True)
@@ -120,6 +123,7 @@ class ClientConfig(_PeerConfig):
         heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
+        authenticate_timeout: seconds that a function given as ``credentials`` may take.
         backoff_initial: seconds before the first reconnect; it doubles from there.
         backoff_max: seconds that the doubling stops at.
         jitter: how far each wait is spread, as a share of it: 0.2 means 80 % to 100 %.
@@ -156,7 +160,8 @@ class ServerConfig(_PeerConfig):
         heartbeat_interval: seconds between pings, asked of every client in the welcome.
         heartbeat_timeout: seconds without any frame from a client after which its connection is closed.
         handshake_timeout: seconds a new connection may take until TLS is done.
-        hello_timeout: seconds a client may take from there to its hello.
+        hello_timeout: seconds a client may take from there to its hello, and the answer to it.
+        authenticate_timeout: seconds that the authenticator may take; no use beyond ``hello_timeout``.
         ack_timeout: default for `Session.request`, seconds; ``math.inf`` waits for ever.
         handler_timeout: seconds that a handler may run.
         workers: handlers that may run at once for one session (each lane can always run one).
@@ -166,14 +171,18 @@ class ServerConfig(_PeerConfig):
             cannot do.
         session_ttl: seconds that a session is kept after its connection was lost. Handlers that run go on for as long, so a short one
             cancels them.
+        rate: how much each client may send, unless its identity says otherwise; None does not limit it.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
+    rate: RateLimit | None = None
 
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
         _check(self, "session_ttl", 0, 7 * 86_400)
+        if self.rate is not None and not isinstance(self.rate, RateLimit):
+            raise ConfigurationError(f"ServerConfig.rate = {self.rate!r}: expected None or a RateLimit")
 
 
 @dataclass(frozen=True, slots=True)

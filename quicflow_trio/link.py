@@ -10,6 +10,7 @@ import trio
 from .config import ClientConfig, ServerConfig
 from .deadlines import Deadlines
 from .errors import PayloadTooLarge, ProtocolError
+from .gate import Gate
 from .message import Message, type_name
 from .observe.events import MessageSentEvent
 from .observe.instruments import Instruments
@@ -54,6 +55,7 @@ class Handlers(Protocol):
     """What a link needs of the dispatcher that runs its handlers: `dispatch.Dispatcher`."""
 
     payload_limit: int
+    gate: Gate | None
 
     @property
     def received(self) -> int:

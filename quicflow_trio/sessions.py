@@ -9,6 +9,7 @@ from typing import final
 
 import trio
 
+from .auth import ANYBODY, Identity
 from .connection import Connection
 from .crew import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
@@ -28,6 +29,7 @@ class Session(Peer):
 
     Attributes:
         client_id: the client's id.
+        identity: who it is and what it may do, as the authenticator said last; anybody, where there is none.
         id: 16 random bytes that name this session.
         connected_at: when its connection was accepted, Unix seconds.
         crew: how many handlers run for this client id, shared with its next session.
@@ -38,6 +40,7 @@ class Session(Peer):
         super().__init__(link, link.lanes[""])
         self.client_id: str = client_id
         self.id: bytes = id
+        self.identity: Identity = ANYBODY
         self._connection = connection
         # Unix time minus Trio's clock: a wall clock that jumps must not move what was measured.
         self._epoch = epoch

@@ -21,10 +21,11 @@ __all__ = [
 ]
 
 ALPN = "quicflow/2"
-REVISION = 1
+REVISION = 2
 """Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped.
 
 1: an ack may answer a run of messages. A peer of revision 0 would skip what it says of the others, so it gets one ack each.
+2: credentials can be renewed within a connection; messages are refused with a status of their own.
 """
 CLIENT_ID_BYTES = 256
 LANE_NAME_BYTES = 128
@@ -78,12 +79,12 @@ def check_lane_name(name: str) -> str | None:
     return _printable(name, LANE_NAME_BYTES) if name else None
 
 
-def make_hello(client_id: str, limits: Limits) -> Hello:
+def make_hello(client_id: str, limits: Limits, credentials: bytes = b"") -> Hello:
     """Return the first frame of a client."""
     return Hello(
         revision=REVISION,
         client_id=client_id,
-        credentials=b"",
+        credentials=credentials,
         session_token=b"",
         lanes=(),
         limits=PeerLimits(payload=limits.payload, lanes=limits.lanes),

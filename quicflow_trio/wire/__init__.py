@@ -19,11 +19,14 @@ from .flow2 import (
     encode_ping,
     encode_pong,
     encode_receipt,
+    encode_retry_hint,
     holds_message,
+    retry_hint,
 )
 from .frames import (
     AckFrame,
     AckStatus,
+    Authentication,
     CancelFrame,
     Frame,
     Goodbye,
@@ -44,6 +47,7 @@ __all__ = [
     "MAX_RANGES",
     "AckFrame",
     "AckStatus",
+    "Authentication",
     "CancelFrame",
     "DecodeError",
     "EmptyFrame",
@@ -69,6 +73,8 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_receipt",
+    "encode_retry_hint",
     "holds_message",
     "prefix",
+    "retry_hint",
 ]
