@@ -157,6 +157,12 @@ def bench_ops(session: nox.Session) -> None:
     run_benchmark(session, "benchmarks.ops")
 
 
+@nox.session(name="bench-attacker")
+def bench_attacker(session: nox.Session) -> None:
+    """Measure a client's round trips while another one attacks the server."""
+    run_benchmark(session, "benchmarks.attacker", "bench,auth")
+
+
 @nox.session
 def profile(session: nox.Session) -> None:
     """Show where the time of a message goes: the hot functions of both processes, ours apart from aioquic's."""

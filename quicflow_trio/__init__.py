@@ -11,6 +11,7 @@ Layers; imports point left only::
 
 from __future__ import annotations
 
+from .auth import AuthenticationRequest, Authenticator, ClientCertificates, Identity, SignedTokens
 from .broadcast import BroadcastReport
 from .client import Client, open_client
 from .client_endpoint import ClientEndpoint, open_endpoint
@@ -24,12 +25,16 @@ from .errors import (
     ConnectionClosed,
     ConnectionLost,
     ConnectionRefused,
+    CredentialsRefused,
+    CredentialsUnavailable,
     HandlerFailed,
     LaneLimitReached,
     LocalProtocolError,
     PayloadTooLarge,
+    PermissionDenied,
     ProtocolError,
     QuicFlowError,
+    RateLimited,
     RemoteProtocolError,
     SessionReplaced,
     SlowConsumer,
@@ -58,6 +63,8 @@ from .observe.hooks import Hooks
 from .observe.logs import configure_logging
 from .observe.metrics import MetricsSnapshot
 from .peer import Peer, PeerStatistics, Sent
+from .permissions import Permissions
+from .rates import RateLimit
 from .router import Handler, Request, Router
 from .server import Server, ServerStatistics, serve
 from .sessions import Session
@@ -69,9 +76,12 @@ __all__ = [
     "AckTimeout",
     "AckTimeoutEvent",
     "AuthenticationFailed",
+    "AuthenticationRequest",
+    "Authenticator",
     "BroadcastEvent",
     "BroadcastReport",
     "Client",
+    "ClientCertificates",
     "ClientConfig",
     "ClientEndpoint",
     "ClientNotConnected",
@@ -82,6 +92,8 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionLost",
     "ConnectionRefused",
+    "CredentialsRefused",
+    "CredentialsUnavailable",
     "Delivery",
     "DisconnectEvent",
     "DisconnectReason",
@@ -93,6 +105,7 @@ __all__ = [
     "HeartbeatTimeoutEvent",
     "HistogramSnapshot",
     "Hooks",
+    "Identity",
     "LaneLimitReached",
     "Limits",
     "LocalProtocolError",
@@ -106,8 +119,12 @@ __all__ = [
     "PayloadTooLarge",
     "Peer",
     "PeerStatistics",
+    "PermissionDenied",
+    "Permissions",
     "ProtocolError",
     "QuicFlowError",
+    "RateLimit",
+    "RateLimited",
     "ReconnectEvent",
     "RemoteProtocolError",
     "Request",
@@ -119,6 +136,7 @@ __all__ = [
     "Session",
     "SessionChange",
     "SessionReplaced",
+    "SignedTokens",
     "SlowConsumer",
     "StateChange",
     "StateChangeEvent",

@@ -10,12 +10,14 @@ from typing import final
 
 import trio
 
+from .auth import Authenticator, Identity
 from .config import ServerConfig
 from .connection import Connection
 from .deadlines import Deadlines
 from .dispatch import run_handlers
 from .endings import ending_text, loss, reason_label, report_end, survivable
 from .errors import ClientNotConnected, ConnectionClosed, RemoteProtocolError
+from .gatekeeper import Gatekeeper
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.key_file import load_reset_key
@@ -26,7 +28,7 @@ from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
 from .observe.metrics import count
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, RESUMING, REVISION, TOKEN_BYTES, check_hello
+from .protocol.handshake import ALPN, RESUMING, REVISION, TOKEN_BYTES, Terms, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
@@ -37,7 +39,7 @@ from .quic.routing import Header
 from .quic.tls import TLSContext
 from .router import Router
 from .sessions import Session, SessionRegistry
-from .wire import Goodbye, Hello, PeerLimits, Welcome
+from .wire import Authentication, Goodbye, Hello, PeerLimits, Welcome
 
 __all__ = ["Admission"]
 
@@ -59,6 +61,7 @@ class Admission:
         tls: the server's certificates.
         config: as given to `serve`.
         instruments: where it counts and reports.
+        authenticate: tells who a client is; None takes everybody.
 
     Attributes:
         registry: the sessions.
@@ -72,7 +75,14 @@ class Admission:
         doorkeeper: answers packets of unknown connections.
     """
 
-    def __init__(self, router: Router, tls: TLSContext, config: ServerConfig, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        router: Router,
+        tls: TLSContext,
+        config: ServerConfig,
+        instruments: Instruments,
+        authenticate: Authenticator | None = None,
+    ) -> None:
         limits = config.limits
         self.registry: SessionRegistry = SessionRegistry()
         self.table: WaitingTable = WaitingTable(limits.waiting, limits.waiting_per_session)
@@ -92,6 +102,7 @@ class Admission:
         self._config = config
         self._instruments = instruments
         self._counters = instruments.counters
+        self._gatekeeper = Gatekeeper(authenticate, config, instruments, self.deadlines)
         self._windows = Windows(
             stream_in=limits.lane_window,
             stream_out=RETURN_WINDOW,
@@ -210,10 +221,12 @@ class Admission:
     def handshake_completed(self, connection: Connection) -> None:
         """Wait for the hello."""
 
-    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
-        """Take a hello or a goodbye."""
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye | Authentication) -> None:
+        """Take a hello, fresh credentials or a goodbye."""
         if isinstance(frame, Hello):
             self._hello(connection, frame)
+        elif isinstance(frame, Authentication):
+            self._gatekeeper.renew(connection, frame)
 
     def _hello(self, connection: Connection, hello: Hello) -> None:
         if self.draining:
@@ -225,6 +238,16 @@ class Admission:
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
+        self._gatekeeper.check(
+            connection,
+            hello.client_id,
+            hello.credentials,
+            nursery=self.half_open.get(connection),
+            admit=partial(self._admit, connection, hello, terms),
+        )
+
+    def _admit(self, connection: Connection, hello: Hello, terms: Terms, identity: Identity) -> None:
+        config = self._config
         session = self._resume(connection, hello) if terms.revision >= RESUMING else None
         resumed = session is not None
         if session is None:
@@ -241,6 +264,7 @@ class Admission:
             )
         )
         connection.open(session._link, terms, hello.lanes if resumed else None)
+        self._gatekeeper.admitted(session, connection, identity)
         log.info("client connected", **connection.context, resumed=resumed)
 
     def _resume(self, connection: Connection, hello: Hello) -> Session | None:
@@ -313,6 +337,7 @@ class Admission:
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
         """Take the session off the list of the connected; it is kept for its time to live unless the client is done."""
+        self._gatekeeper.ended(connection)
         reason = ending_text(ended)
         session = self.connections[connection]
         if session is None:

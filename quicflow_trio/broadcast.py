@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import trio
 
-from .errors import AckTimeout, ClientNotConnected, HandlerFailed, QuicFlowError, SlowConsumer
+from .errors import AckTimeout, ClientNotConnected, QuicFlowError, SlowConsumer
 from .message import Ack, AckStatus, Message, type_name
 from .observe.events import BroadcastEvent
 from .observe.instruments import Instruments
-from .peer import check_ack_timeout, report_ack_timeout
+from .peer import check_ack_timeout, failure, report_ack_timeout
 from .protocol.outgoing import Outgoing, OutgoingRequest, OutgoingState
 from .sessions import Session
 
@@ -223,7 +223,7 @@ def _outcome(request: OutgoingRequest, ack_timeout: float) -> Ack | QuicFlowErro
     if ack is not None:
         if ack.status == AckStatus.SUCCESS:
             return Ack(AckStatus.SUCCESS, ack.result)
-        return HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
+        return failure(ack)
     if request.ack_error is not None:
         return request.ack_error()
     return AckTimeout(f"no ack within {ack_timeout:g} s")

@@ -15,10 +15,18 @@ from .client_endpoint import ClientEndpoint
 from .client_state import ClientState, ClientStatistics, StateChange
 from .config import ClientConfig, TLSConfig
 from .connection import Connection
+from .credentials import ClientCredentials, CredentialsSource
 from .deadlines import Deadlines
 from .dispatch import run_handlers
 from .endings import loss, reason_label, refusal, report_end, survivable
-from .errors import ConfigurationError, ConnectionClosed, ConnectionLost, QuicFlowError, RemoteProtocolError
+from .errors import (
+    ConfigurationError,
+    ConnectionClosed,
+    ConnectionLost,
+    CredentialsUnavailable,
+    QuicFlowError,
+    RemoteProtocolError,
+)
 from .gauges import NetworkTotals, measure
 from .heartbeat import heartbeat
 from .link import Link
@@ -42,7 +50,7 @@ from .quic.limits import Windows
 from .quic.tls import TLSContext
 from .reconnect import Backoff
 from .router import Router
-from .wire import Goodbye, Hello, Welcome
+from .wire import Authentication, Goodbye, Hello, Welcome
 
 __all__ = ["Client", "open_client"]
 
@@ -61,7 +69,14 @@ class Client(Peer):
     """
 
     def __init__(
-        self, host: str, port: int, client_id: str, tls: TLSContext, config: ClientConfig, network: Network | ClientEndpoint
+        self,
+        host: str,
+        port: int,
+        client_id: str,
+        tls: TLSContext,
+        config: ClientConfig,
+        network: Network | ClientEndpoint,
+        credentials: CredentialsSource = b"",
     ) -> None:
         self.client_id: str = client_id
         self._log = log.bind(client_id=client_id)
@@ -72,6 +87,7 @@ class Client(Peer):
         self._config = config
         self._engines = engine_maker(config.engine, tls)
         self._network = network
+        self._credentials = ClientCredentials(credentials, config.authenticate_timeout, client_id)
         self._instruments = Instruments()
         self._events = self._instruments.events
         self._deadlines = Deadlines()
@@ -122,6 +138,32 @@ class Client(Peer):
             if ended is not None:
                 raise ended()
             await self._changed.park()
+
+    async def reauthenticate(self, credentials: bytes | None = None) -> None:
+        """Show the server fresh credentials on the connection that stands; return once it has taken them. Waits for a connection.
+
+        Not needed where ``credentials`` of `open_client` is a function: it is asked, and the result shown, in good time.
+
+        Args:
+            credentials: shown from now on, at later connections too; None asks the function, or shows the same bytes again.
+
+        Cancelled, the server may have taken them or not.
+
+        Raises:
+            AuthenticationFailed: the server does not take them; the connection stands for as long as the last were good for.
+            CredentialsUnavailable: the function raised or took too long.
+            ConnectionLost: the connection ended meanwhile; the next one is opened with these credentials.
+            ConnectionRefused, SessionReplaced, ConnectionClosed: as for `wait_connected`.
+            LocalProtocolError: the server is of a version that cannot do that.
+            ConfigurationError: the credentials are longer than 32 KiB, or no bytes.
+        """
+        if credentials is None:
+            await self._credentials.fetch()
+        else:
+            self._credentials.replace(credentials)
+        await self.wait_connected()
+        assert self._connection is not None
+        await self._credentials.renew(self._connection)
 
     async def wait_closed(self) -> None:
         """Wait until the client is closed for good: its block was left, or the server refused it.
@@ -211,6 +253,9 @@ class Client(Peer):
             started = trio.current_time()
             try:
                 await self._attempt()
+            except CredentialsUnavailable as exc:
+                self._instruments.report_error(self.client_id, "authentication", str(exc))
+                self._set_state(ClientState.IDLE, printable(str(exc)))
             except OSError as exc:
                 self._instruments.counters.network_errors += 1
                 self._instruments.report_error(self.client_id, "network", str(exc))
@@ -237,6 +282,7 @@ class Client(Peer):
             OSError: the name does not resolve, or the last address cannot be reached.
         """
         self._set_state(ClientState.CONNECTING)
+        await self._credentials.fetch()
         connects = self._connects
         failure: OSError | None = None
         for address in await self._network.resolve(self._host, self._port):
@@ -272,7 +318,10 @@ class Client(Peer):
             async with trio.open_nursery() as nursery:
                 for task in (*beside, self._beat):
                     nursery.start_soon(task)
-                await self._connect(endpoint, deadlines, address).run()
+                connection = self._connect(endpoint, deadlines, address)
+                if self._credentials.renewable:
+                    nursery.start_soon(self._credentials.keep_fresh, connection)
+                await connection.run()
                 nursery.cancel_scope.cancel()
         finally:
             self._connection = None
@@ -323,10 +372,14 @@ class Client(Peer):
     # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
     def handshake_completed(self, connection: Connection) -> None:
         """Say hello."""
-        connection.send_hello(make_hello(self.client_id, self._config.limits, self._token, self._link.states()))
+        hello = make_hello(self.client_id, self._config.limits, self._credentials.value, self._token, self._link.states())
+        connection.send_hello(hello)
 
-    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
-        """Take the welcome or the goodbye."""
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye | Authentication) -> None:
+        """Take the welcome, the goodbye or a word on credentials."""
+        if isinstance(frame, Authentication):
+            self._credentials.handle(frame)
+            return
         if isinstance(frame, Goodbye):
             # At most what an unreachable server would cost: no peer may send a client away for ever.
             self._retry_after = min(frame.retry_after_ms / 1000, self._config.backoff_max)
@@ -359,7 +412,7 @@ class Client(Peer):
             self._lost_at = trio.current_time()
             self._attempts_at_loss = self._attempts
             report_end(self._instruments, self.client_id, ended, is_client=True)
-        error = refusal(ended)
+        error = self._credentials.connection_ended(ended, opened=connection.opened_at is not None) or refusal(ended)
         if error is not None:
             self._refuse(error)
         elif connection.opened_at is None or (survivable(ended) and self._link.resumable):
@@ -389,6 +442,14 @@ class Client(Peer):
                     await self._changed.park()
 
 
+def _checked(tls: TLSConfig, client_id: str) -> TLSConfig:
+    if not tls.is_client:
+        raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
+    if tls.insecure:
+        log.warning("client does not verify the server's certificate (insecure)", client_id=client_id)
+    return tls
+
+
 @asynccontextmanager
 async def open_client(
     host: str,
@@ -396,6 +457,7 @@ async def open_client(
     *,
     client_id: str,
     tls: TLSConfig | None = None,
+    credentials: CredentialsSource = b"",
     router: Router | None = None,
     config: ClientConfig | None = None,
     hooks: Hooks | None = None,
@@ -408,6 +470,7 @@ async def open_client(
         port: its UDP port.
         client_id: the id to be known by, 1 to 256 bytes of printable text. A newer connection with the same id takes over.
         tls: None verifies the server against the public authorities.
+        credentials: for the server's authenticator; a function is asked for fresh ones at each attempt, and before they expire.
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
         hooks: async functions to be called on events.
@@ -424,13 +487,9 @@ async def open_client(
     check_client_id(client_id)
     if not 1 <= port <= 65_535:
         raise ConfigurationError(f"port = {port!r}: expected a whole number from 1 to 65,535")
-    tls = tls or TLSConfig.client()
-    if not tls.is_client:
-        raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
-    if tls.insecure:
-        log.warning("client does not verify the server's certificate (insecure)", client_id=client_id)
+    tls = _checked(TLSConfig.client() if tls is None else tls, client_id)
     network = (UdpNetwork() if network is None else network).for_client(client_id)
-    client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network)
+    client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network, credentials)
     async with open_hooks(hooks, client._events, client._instruments.hook_failed):
         try:
             async with open_background() as background:

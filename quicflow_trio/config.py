@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ConfigurationError
+from .rates import RateLimit
 
 __all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
 
@@ -86,6 +87,7 @@ class _PeerConfig:
     heartbeat_timeout: float = 45.0
     handshake_timeout: float = 10.0
     hello_timeout: float = 10.0
+    authenticate_timeout: float = 5.0
     ack_timeout: float = 30.0
     handler_timeout: float = 30.0
     workers: int = 64
@@ -104,6 +106,7 @@ class _PeerConfig:
             )
         _check(self, "handshake_timeout", 0.01, 3600)
         _check(self, "hello_timeout", 0.01, 3600)
+        _check(self, "authenticate_timeout", 0.001, 3600)
         _check(self, "ack_timeout", 0.001, math.inf)
         _check(self, "handler_timeout", 0.001, math.inf)
         _check(self, "workers", 1, 100_000, whole=True)
@@ -128,6 +131,7 @@ class ClientConfig(_PeerConfig):
         heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
+        authenticate_timeout: seconds that a function given as ``credentials`` may take.
         backoff_initial: seconds before the first reconnect; it doubles from there.
         backoff_max: seconds that the doubling stops at.
         jitter: how far each wait is spread, as a share of it: 1 means from nothing to all of it, 0.2 means 80 % to 100 %. Ten thousand
@@ -165,7 +169,8 @@ class ServerConfig(_PeerConfig):
         heartbeat_interval: seconds between pings, asked of every client in the welcome.
         heartbeat_timeout: seconds without any frame from a client after which its connection is closed.
         handshake_timeout: seconds a new connection may take until TLS is done.
-        hello_timeout: seconds a client may take from there to its hello.
+        hello_timeout: seconds a client may take from there to its hello, and the answer to it.
+        authenticate_timeout: seconds that the authenticator may take; no use beyond ``hello_timeout``.
         ack_timeout: default for `Session.request`, seconds; ``math.inf`` waits for ever.
         handler_timeout: seconds that a handler may run.
         workers: handlers that may run at once for one session (each lane can always run one).
@@ -182,12 +187,14 @@ class ServerConfig(_PeerConfig):
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
             None makes a key for this process only.
+        rate: how much each client may send, unless its identity says otherwise; None does not limit it.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
     away: Literal["refuse", "queue"] = "refuse"
     reset_key_file: PathLike | None = None
+    rate: RateLimit | None = None
 
     def __post_init__(self) -> None:
         _PeerConfig.__post_init__(self)
@@ -196,6 +203,8 @@ class ServerConfig(_PeerConfig):
             raise ConfigurationError(f"ServerConfig.away = {self.away!r}: expected 'refuse' or 'queue'")
         if self.reset_key_file is not None and not isinstance(self.reset_key_file, (str, os.PathLike)):
             raise ConfigurationError(f"ServerConfig.reset_key_file = {self.reset_key_file!r}: expected a path or None")
+        if self.rate is not None and not isinstance(self.rate, RateLimit):
+            raise ConfigurationError(f"ServerConfig.rate = {self.rate!r}: expected None or a RateLimit")
 
 
 @dataclass(frozen=True, slots=True)

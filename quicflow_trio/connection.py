@@ -41,7 +41,19 @@ from .quic.engine import (
     StreamReset,
     StreamStopped,
 )
-from .wire import FrameReader, FrameTooLarge, Goodbye, Hello, LaneState, PingFrame, PongFrame, Welcome, decode, encode
+from .wire import (
+    Authentication,
+    FrameReader,
+    FrameTooLarge,
+    Goodbye,
+    Hello,
+    LaneState,
+    PingFrame,
+    PongFrame,
+    Welcome,
+    decode,
+    encode,
+)
 
 __all__ = ["Connection", "ConnectionOwner"]
 
@@ -60,8 +72,8 @@ class ConnectionOwner(Protocol):
     def handshake_completed(self, connection: Connection) -> None:
         """TLS is done: a client says hello now."""
 
-    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye) -> None:
-        """A hello or welcome came (raise a ProtocolError to close), or a goodbye."""
+    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye | Authentication) -> None:
+        """A hello or welcome came (raise a ProtocolError to close), a goodbye, or something about credentials."""
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
         """Nothing more will come; called once, at the end of `Connection.run`."""
@@ -355,7 +367,7 @@ class Connection:
             if sent is not None:
                 self.rtt_sample = trio.current_time() - sent
         else:
-            assert isinstance(frame, (Hello, Welcome, Goodbye))
+            assert isinstance(frame, (Hello, Welcome, Goodbye, Authentication))
             if isinstance(frame, Goodbye):
                 if self._lanes is not None and not self._said_goodbye:
                     # Unasked, it wants that nothing new be started; as the answer to our own goodbye it does not.
@@ -407,6 +419,10 @@ class Connection:
         """Answer a hello."""
         self._send_control(welcome)
 
+    def send_authentication(self, frame: Authentication) -> None:
+        """Show fresh credentials, or say what became of them."""
+        self._send_control(frame)
+
     def ping(self) -> None:
         """Send a heartbeat."""
         self._ping_number += 1
@@ -424,7 +440,7 @@ class Connection:
         self.state = ConnectionState.DRAINING
         self._send_control(Goodbye(code=int(code), reason=reason, retry_after_ms=int(retry_after * 1000)))
 
-    def _send_control(self, frame: Hello | Welcome | PingFrame | PongFrame | Goodbye) -> None:
+    def _send_control(self, frame: Hello | Welcome | PingFrame | PongFrame | Goodbye | Authentication) -> None:
         self._control_out.append(encode(frame))
         self.pump.kick()
 

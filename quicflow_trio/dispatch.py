@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from .crew import Crew, Worker
 from .deadlines import Deadlines
 from .errors import ProtocolError
+from .gate import Gate, Refusal, Rest
 from .link import Link
 from .message import AckStatus, Delivery, Message, MessageType, type_name
 from .observe.events import MessageReceivedEvent
@@ -60,6 +62,7 @@ class Dispatcher:
 
     Attributes:
         crew: as given.
+        gate: what each message has to pass before its handler starts; None lets all pass.
         payload_limit: as given; lowered when the peer accepts less.
         received: messages whose handler was started.
         failed: handlers that did not succeed, for whatever reason.
@@ -101,6 +104,7 @@ class Dispatcher:
         self._events = instruments.events
         self._client_id = client_id
         self.crew: Crew = Crew() if crew is None else crew
+        self.gate: Gate | None = None
         self._nursery: trio.Nursery | None = None
         self._ready: deque[LaneReceiver] = deque()
         self._workers: set[Worker] = set()
@@ -183,7 +187,8 @@ class Dispatcher:
             older = lane.older
             if older is not None and older.waiting:
                 lane.scheduled = False
-                continue  # Looked at again when the older one passes on.
+                lane.follow(older, partial(self.resume, lane))  # Once more: it may have passed on, and rest since then.
+                continue
             if full and (lane.running or lane.still_behind()):
                 # The limit is reached and this lane has its share of it. Another lane may still start its first.
                 ready.append(lane)
@@ -253,11 +258,15 @@ class Dispatcher:
             if incoming.cancelled:
                 self._skip(incoming)
                 continue
-            if self._ready:
-                self.follow()
-            await self._handle(worker, incoming)
-            if scope.cancel_called:
-                return True
+            refusal = None if self.gate is None else self.gate.refusal(incoming, trio.current_time())
+            if refusal is not None:
+                self._refuse(incoming, refusal)
+            else:
+                if self._ready:
+                    self.follow()
+                await self._handle(worker, incoming)
+                if scope.cancel_called:
+                    return True
             since_yield += 1
             if since_yield >= YIELD_AFTER:
                 since_yield = 0
@@ -349,6 +358,11 @@ class Dispatcher:
         self.cancelled += 1
         self._counters.messages_cancelled += 1
         self._done(incoming, AckStatus.FAILURE, b"", "cancelled")
+
+    def _refuse(self, incoming: Incoming, refusal: Refusal) -> None:
+        self._done(incoming, refusal.status, refusal.result, refusal.error)
+        if refusal.rest:
+            self._deadlines.add(trio.current_time() + refusal.rest, Rest(incoming.lane, self._ready, self.resume))
 
     def _done(self, incoming: Incoming, status: int, result: bytes, error: str) -> None:
         lane = incoming.lane

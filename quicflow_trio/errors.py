@@ -16,6 +16,10 @@ One root, so that one ``except`` catches the library and nothing else::
      +-- ConnectionRefused             also trio.BrokenResourceError: permanent, no reconnect
      |    +-- AuthenticationFailed     a certificate or credentials did not verify
      +-- SessionReplaced               also trio.BrokenResourceError: a newer connection has this client id
+     +-- PermissionDenied              the peer does not let this client send that
+     +-- RateLimited                   the peer takes no more for now; says when to try again
+     +-- CredentialsRefused            raised by an authenticator: the client may not connect
+     +-- CredentialsUnavailable        the client's credentials function failed
      +-- ProtocolError
           +-- LocalProtocolError       this side tried what the protocol forbids
           +-- RemoteProtocolError      the peer did
@@ -36,12 +40,16 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionLost",
     "ConnectionRefused",
+    "CredentialsRefused",
+    "CredentialsUnavailable",
     "HandlerFailed",
     "LaneLimitReached",
     "LocalProtocolError",
     "PayloadTooLarge",
+    "PermissionDenied",
     "ProtocolError",
     "QuicFlowError",
+    "RateLimited",
     "RemoteProtocolError",
     "SessionReplaced",
     "SlowConsumer",
@@ -111,6 +119,40 @@ class HandlerFailed(QuicFlowError):
         super().__init__(reason or "the handler failed without a reason")
         self.reason: str = reason
         self.timed_out: bool = timed_out
+
+
+class PermissionDenied(QuicFlowError):
+    """The peer does not let this side send messages of this type on this lane; no handler was started."""
+
+
+class RateLimited(QuicFlowError):
+    """This side has sent more than the peer takes from it for now; no handler was started.
+
+    Attributes:
+        retry_after: the same message will be taken in so many seconds, if nothing else is sent until then.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after: float = retry_after
+
+
+class CredentialsRefused(QuicFlowError):
+    """What an authenticator raises to refuse a client. The reason goes to the client: it should not help an attacker.
+
+    Attributes:
+        reason: why, in a few words.
+        expired: true when fresh credentials of the same kind would do: a client that can make some tries again.
+    """
+
+    def __init__(self, reason: str, *, expired: bool = False) -> None:
+        super().__init__(reason)
+        self.reason: str = reason
+        self.expired: bool = expired
+
+
+class CredentialsUnavailable(QuicFlowError):
+    """The function that `open_client` was given for fresh credentials raised or took too long."""
 
 
 class ConnectionClosed(QuicFlowError, trio.ClosedResourceError):

@@ -105,6 +105,8 @@ def measure(
         latency=latency,
         disconnects=dict(counters.disconnects),
         connections_refused=dict(counters.connections_refused),
+        authentications=dict(counters.authentications),
+        messages_refused=dict(counters.messages_refused),
         half_open=half_open,
         sessions_away=away,
         requests_refused=table.refused,

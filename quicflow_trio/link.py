@@ -12,6 +12,7 @@ import trio
 from .config import ClientConfig, ServerConfig
 from .deadlines import Deadlines
 from .errors import ConnectionLost, PayloadTooLarge, ProtocolError
+from .gate import Gate
 from .message import Message, type_name
 from .observe.events import MessageSentEvent
 from .observe.instruments import Instruments
@@ -57,6 +58,7 @@ class Handlers(Protocol):
     """What a link needs of the dispatcher that runs its handlers: `dispatch.Dispatcher`."""
 
     payload_limit: int
+    gate: Gate | None
 
     @property
     def received(self) -> int:

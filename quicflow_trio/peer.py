@@ -16,6 +16,9 @@ from .errors import (
     ConfigurationError,
     HandlerFailed,
     LaneLimitReached,
+    PermissionDenied,
+    QuicFlowError,
+    RateLimited,
 )
 from .link import Link
 from .message import Ack, AckStatus, Message
@@ -23,8 +26,9 @@ from .observe.events import AckTimeoutEvent
 from .protocol.handshake import check_lane_name
 from .protocol.lane_sender import LaneSender
 from .protocol.outgoing import Outgoing, OutgoingRequest, OutgoingState
+from .wire import AckFrame, retry_hint
 
-__all__ = ["Peer", "PeerStatistics", "Sent", "check_ack_timeout", "report_ack_timeout"]
+__all__ = ["Peer", "PeerStatistics", "Sent", "check_ack_timeout", "failure", "report_ack_timeout"]
 
 _SUCCESS = int(AckStatus.SUCCESS)
 _ACKED = Ack(AckStatus.SUCCESS, b"")
@@ -190,6 +194,7 @@ class Peer:
 
         Raises:
             HandlerFailed: the handler raised, or ran past the peer's ``handler_timeout``.
+            PermissionDenied, RateLimited: the peer does not take this from this side, or not now; no handler was started.
             AckTimeout: no ack came in time.
             WaitingTableFull: too many requests wait already; nothing was sent.
             ConnectionLost: the connection ended after the message was written: the handler may have run or not.
@@ -209,7 +214,7 @@ class Peer:
             if ack is not None:
                 if ack.status == _SUCCESS:
                     return Ack(AckStatus.SUCCESS, ack.result) if ack.result else _ACKED
-                raise HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
+                raise failure(ack)
             if request.ack_error is not None:
                 raise request.ack_error()
             report_ack_timeout(link, message, timeout)
@@ -256,6 +261,15 @@ class Peer:
             bytes_received=link.bytes_received,
             lanes=len(lanes),
         )
+
+
+def failure(ack: AckFrame) -> QuicFlowError:
+    """Return the error that an ack of any status but success stands for."""
+    if ack.status == AckStatus.DENIED:
+        return PermissionDenied(ack.error)
+    if ack.status == AckStatus.RATE_LIMITED:
+        return RateLimited(ack.error, retry_hint(ack.result))
+    return HandlerFailed(ack.error, timed_out=ack.status == AckStatus.TIMEOUT)
 
 
 def report_ack_timeout(link: Link, message: Message, timeout: float) -> None:

@@ -12,6 +12,7 @@ from typing import final
 import trio
 
 from .admission import Admission
+from .auth import Authenticator
 from .broadcast import BroadcastReport, broadcast
 from .config import OpsConfig, ServerConfig, TLSConfig
 from .errors import ConfigurationError, ConnectionClosed
@@ -73,10 +74,11 @@ class ServerStatistics:
 class Server:
     """A listening server. `serve` makes it and runs it."""
 
-    def __init__(self, router: Router, tls: TLSContext, config: ServerConfig) -> None:
+    def __init__(self, router: Router, tls: TLSContext, config: ServerConfig, authenticate: Authenticator | None = None) -> None:
         self._instruments = Instruments()
         self._events = self._instruments.events
-        self._admission = Admission(router, tls, config, self._instruments)
+        self._admission = Admission(router, tls, config, self._instruments, authenticate)
+        self._open_to_all = authenticate is None
         self._ops_url: str | None = None
         self._state = "stopped"
         self._stop = trio.Event()
@@ -288,7 +290,8 @@ class Server:
                 self._ops_url = await self._nursery.start(partial(run_ops, self, ops, listener=listener))
             self._nursery.start_soon(self._endpoint.run)
             self._nursery.start_soon(admission.deadlines.run)
-            _warn_if_exposed(self.address[0])
+            if self._open_to_all:
+                _warn_if_exposed(self.address[0])
             self._set_state("listening")
             log.info("listening", address=self.address)
             task_status.started(self)
@@ -314,7 +317,7 @@ def _warn_if_exposed(host: str) -> None:
         return  # A simulated host.
     if not loopback:
         log.warning(
-            "listening beyond this machine: clients are not authenticated yet, so anyone who reaches the port can connect "
+            "listening beyond this machine: there is no authenticator, so anyone who reaches the port can connect "
             "and take over the session of a client whose id they know",
             host=host,
         )
@@ -326,6 +329,7 @@ async def serve(
     host: str = "0.0.0.0",
     port: int = 8474,
     tls: TLSConfig,
+    authenticate: Authenticator | None = None,
     config: ServerConfig | None = None,
     ops: str | OpsConfig | None = None,
     hooks: Hooks | None = None,
@@ -338,9 +342,12 @@ async def serve(
 
     Args:
         router: handlers for messages of clients.
-        host: address to listen on. Until clients are authenticated, beyond loopback anyone can connect: the log warns.
+        host: address to listen on. Beyond loopback and without ``authenticate`` anyone can connect: the log warns.
         port: UDP port; 0 takes a free one, see `Server.address`.
         tls: made by `TLSConfig.server`.
+        authenticate: an async function that is asked before a client gets a session, or takes one over, and when it shows fresh
+            credentials: it gets an `AuthenticationRequest`, and returns an `Identity` or raises `CredentialsRefused`. It runs in a task
+            of that connection and holds up no other. `SignedTokens` and `ClientCertificates` are two. None takes everybody.
         config: see `ServerConfig`.
         ops: where to answer those who operate this, over HTTP: ``"127.0.0.1:8475"`` (port 0 takes a free one, see `Server.ops_url`), or
             an `OpsConfig`; None does not.
@@ -358,5 +365,7 @@ async def serve(
         raise ConfigurationError("tls: expected TLSConfig.server(...), got a client's")
     if isinstance(ops, str):
         ops = OpsConfig(ops)
-    server = Server(router, TLSContext(tls), ServerConfig() if config is None else config)
+    if authenticate is not None and not callable(authenticate):
+        raise ConfigurationError(f"authenticate = {authenticate!r}: expected an async function")
+    server = Server(router, TLSContext(tls), ServerConfig() if config is None else config, authenticate)
     await server._run(host, port, UdpNetwork() if network is None else network, ops, hooks, task_status)

@@ -10,6 +10,7 @@ from typing import final
 
 import trio
 
+from .auth import ANYBODY, Identity
 from .connection import Connection
 from .crew import Crew
 from .errors import ClientNotConnected, ConnectionClosed, ConnectionLost
@@ -30,6 +31,7 @@ class Session(Peer):
 
     Attributes:
         client_id: the client's id.
+        identity: who it is and what it may do, as the authenticator said last; anybody, where there is none.
         id: 16 random bytes that name this session.
         home: the connection that it began on, in whose nursery its handlers run.
         connected_at: when its connection was accepted, Unix seconds.
@@ -44,6 +46,7 @@ class Session(Peer):
         self.client_id: str = client_id
         self.id: bytes = id
         self.home: Connection = connection
+        self.identity: Identity = ANYBODY
         self._connection = connection
         self._token = token
         # Unix time minus Trio's clock: a wall clock that jumps must not move what was measured.

@@ -31,6 +31,16 @@ EXPECTED = {
         "asked back: so you are Worker One",
         "done",
     ],
+    "tokens": [
+        "refused: the token is for another client id",
+        "refused: the token is not accepted",
+        "team: kitchen",
+        "permitted: SOUP",
+        "denied: command on the default lane is not permitted",
+        "limited, and then let through",
+        "renewed without a reconnect: True",
+        "done",
+    ],
     "embedded_service": [
         "roof asks, and sees itself: 31.0",
         "news from the service: {'cellar': 11.6, 'roof': 31.0}",

@@ -19,22 +19,38 @@ PACKAGE = "quicflow_trio"
 BASE = {"errors", "config", "background", "observe"}
 MESSAGES = BASE | {"wire", "message", "protocol"}
 QUIC = {"errors", "config", "quic"}
-PEERS = {"connection", "crew", "deadlines", "dispatch", "endings", "gauges", "heartbeat", "lanes", "link", "peer", "router"}
-SHARED = MESSAGES | QUIC | {"net"} | PEERS
-CLIENT = {"client", "client_endpoint", "client_state", "reconnect"}
-SERVER = {"server", "admission", "sessions", "broadcast"}
+PEERS = {
+    "connection",
+    "crew",
+    "deadlines",
+    "dispatch",
+    "endings",
+    "gate",
+    "gauges",
+    "heartbeat",
+    "lanes",
+    "link",
+    "peer",
+    "router",
+}
+SHARED = MESSAGES | QUIC | {"net", "auth", "permissions", "rates"} | PEERS
+CLIENT = {"client", "client_endpoint", "credentials", "client_state", "reconnect"}
+SERVER = {"server", "admission", "gatekeeper", "sessions", "broadcast"}
 FACADE = {"", "tuning"}
 
 # What each layer may import, beside itself. A layer is a subpackage or a module directly below the package; "" is the package's
 # own __init__. A layer that is not listed has no place in the house yet: give it one here.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "rates": {"errors"},
+    "config": {"errors", "rates"},
     "background": set(),
     "tuning": set(),
     "observe": {"errors", "config", "background"},
     "wire": BASE,
     "message": BASE | {"wire"},
+    "permissions": {"errors", "message"},
+    "auth": {"errors", "permissions", "rates"},
     "protocol": BASE | {"wire", "message"},
     "quic": {"errors", "config"},
     "net": QUIC,
@@ -50,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # Where a foreign library may be imported. Asyncio has no home: one loop of its own in the process and Trio's guarantees end there.
 HOMES: dict[str, set[str]] = {
+    "jwt": {"auth"},
     "aioquic": {"quic"},
     "betterproto2": {"wire"},
     "OpenSSL": {"quic"},

@@ -67,6 +67,10 @@ class DisconnectReason(enum.Enum):
     """The other side did not read what it asked for."""
     INTERNAL_ERROR = "internal_error"
     """The closing side has a defect; its log has the traceback."""
+    CREDENTIALS_EXPIRED = "credentials_expired"
+    """The client's credentials were good no longer."""
+    AUTHENTICATION_UNAVAILABLE = "authentication_unavailable"
+    """The server could not find out whether the credentials were good."""
     IDLE_TIMEOUT = "idle_timeout"
     """QUIC heard nothing for its idle time-out."""
     HANDSHAKE_TIMEOUT = "handshake_timeout"
@@ -275,7 +279,8 @@ class ErrorEvent(Event):
     """Something went wrong that somebody may want to look into.
 
     Attributes:
-        error: what kind: ``handler_failed``, ``handler_timeout``, ``protocol``, ``network``, ``internal``.
+        error: what kind: ``handler_failed``, ``handler_timeout``, ``protocol``, ``network``, ``internal``,
+            ``authentication``, ``refused_permission``, ``refused_rate``.
         detail: what happened, as text; text of a peer is escaped.
     """
 

@@ -63,6 +63,7 @@ class Counters:
 
     __slots__ = (
         "acks_late",
+        "authentications",
         "broadcast_targets",
         "broadcasts_sent",
         "bytes_received",
@@ -87,6 +88,7 @@ class Counters:
         "messages_lost",
         "messages_received",
         "messages_redelivered",
+        "messages_refused",
         "messages_resent",
         "messages_sent",
         "network_errors",
@@ -127,6 +129,8 @@ class Counters:
         self.internal_errors: int = 0
         self.disconnects: dict[str, int] = {}
         self.connections_refused: dict[str, int] = {}
+        self.authentications: dict[str, int] = {}
+        self.messages_refused: dict[str, int] = {}
         self.latency: Histogram = Histogram()
         self.throughput: ThroughputMeter = ThroughputMeter(now)
 
@@ -206,6 +210,8 @@ class MetricsSnapshot:
     connections_refused: Mapping[str, int] = by_reason(
         "connections that ended before their hello was accepted, by side and reason"
     )
+    authentications: Mapping[str, int] = by_reason("answers of the authenticator, renewals included, by outcome")
+    messages_refused: Mapping[str, int] = by_reason("messages received that were refused before a handler started, by reason")
     half_open: int = gauge("connections whose hello has not come yet")
     sessions_away: int = gauge("sessions without a connection whose handlers still run, or that are kept")
     reconnect_attempts: int = counter("attempts of a client to connect after the first")

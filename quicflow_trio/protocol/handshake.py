@@ -30,15 +30,16 @@ REVISION = 2
 """Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped.
 
 1: an ack may answer a run of messages. A peer of revision 0 would skip what it says of the others, so it gets one ack each.
-2: sessions resume. With a peer before it every connection has a session of its own.
+2: sessions resume; with a peer before it every connection has a session of its own. Credentials can be renewed within a connection, and
+messages are refused with a status of their own.
 """
 ACK_RUNS = 1
 """First revision whose acks may answer several messages."""
 RESUMING = 2
 """First revision whose sessions resume."""
 TOKEN_BYTES = 32
-STATES_BYTES = 48 * 1024
-"""What the states of all lanes may take in a hello or welcome; a control frame has 64 KiB."""
+STATES_BYTES = 28 * 1024
+"""What the states of all lanes may take in a hello or welcome; a control frame has 64 KiB, and credentials may take 32 of them."""
 STATE_OVERHEAD = 32
 CLIENT_ID_BYTES = 256
 LANE_NAME_BYTES = 128
@@ -92,14 +93,16 @@ def check_lane_name(name: str) -> str | None:
     return _printable(name, LANE_NAME_BYTES) if name else None
 
 
-def make_hello(client_id: str, limits: Limits, token: bytes = b"", lanes: tuple[LaneState, ...] = ()) -> Hello:
+def make_hello(
+    client_id: str, limits: Limits, credentials: bytes = b"", token: bytes = b"", lanes: tuple[LaneState, ...] = ()
+) -> Hello:
     """Return the first frame of a client; ``token`` asks for that session to go on, from where ``lanes`` say, if they fit in."""
     if not token or not states_fit(lanes):
         token, lanes = b"", ()
     return Hello(
         revision=REVISION,
         client_id=client_id,
-        credentials=b"",
+        credentials=credentials,
         session_token=token,
         lanes=lanes,
         limits=PeerLimits(payload=limits.payload, lanes=limits.lanes),

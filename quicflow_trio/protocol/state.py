@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 
 from ..errors import RemoteProtocolError
-from ..wire import Goodbye, Hello, PingFrame, PongFrame, Welcome
+from ..wire import Authentication, Goodbye, Hello, PingFrame, PongFrame, Welcome
 
 __all__ = ["CloseCode", "ConnectionState", "check_control_frame"]
 
@@ -56,20 +56,24 @@ class CloseCode(enum.IntEnum):
     """The other side does not read what it asked for."""
     INTERNAL_ERROR = 0x0B
     """The closing side has a defect; its log has the traceback."""
+    CREDENTIALS_EXPIRED = 0x0C
+    """The credentials are good no longer; come back with fresh ones."""
+    AUTHENTICATION_UNAVAILABLE = 0x0D
+    """The server could not find out whether the credentials are good; reconnect later."""
 
 
 _FROM_CLIENT: dict[ConnectionState, frozenset[type]] = {
     ConnectionState.HANDSHAKE: frozenset(),
     ConnectionState.HELLO: frozenset({Hello}),
-    ConnectionState.OPEN: frozenset({PingFrame, Goodbye}),
-    ConnectionState.DRAINING: frozenset({PingFrame, Goodbye}),
+    ConnectionState.OPEN: frozenset({PingFrame, Goodbye, Authentication}),
+    ConnectionState.DRAINING: frozenset({PingFrame, Goodbye, Authentication}),
     ConnectionState.CLOSED: frozenset(),
 }
 _FROM_SERVER: dict[ConnectionState, frozenset[type]] = {
     ConnectionState.HANDSHAKE: frozenset(),
     ConnectionState.HELLO: frozenset({Welcome, Goodbye}),
-    ConnectionState.OPEN: frozenset({PongFrame, Goodbye}),
-    ConnectionState.DRAINING: frozenset({PongFrame, Goodbye}),
+    ConnectionState.OPEN: frozenset({PongFrame, Goodbye, Authentication}),
+    ConnectionState.DRAINING: frozenset({PongFrame, Goodbye, Authentication}),
     ConnectionState.CLOSED: frozenset(),
 }
 

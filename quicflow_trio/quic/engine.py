@@ -263,6 +263,10 @@ class Engine(Protocol):
         """Where datagrams go now; changes when a client migrates."""
 
     @property
+    def peer_certificate(self) -> bytes | None:
+        """The peer's certificate as DER, once it is verified; None before, and when there is none."""
+
+    @property
     def connection_ids(self) -> list[bytes]:
         """Ids by which the peer may address this connection at this moment."""
 

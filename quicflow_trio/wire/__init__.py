@@ -20,11 +20,14 @@ from .flow2 import (
     encode_ping,
     encode_pong,
     encode_receipt,
+    encode_retry_hint,
     holds_message,
+    retry_hint,
 )
 from .frames import (
     AckFrame,
     AckStatus,
+    Authentication,
     CancelFrame,
     ConfirmFrame,
     Frame,
@@ -46,6 +49,7 @@ __all__ = [
     "MAX_RANGES",
     "AckFrame",
     "AckStatus",
+    "Authentication",
     "CancelFrame",
     "ConfirmFrame",
     "DecodeError",
@@ -73,6 +77,8 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_receipt",
+    "encode_retry_hint",
     "holds_message",
     "prefix",
+    "retry_hint",
 ]

@@ -5,6 +5,7 @@ Schema and rules stand in ``protos/quicflow/v2/flow.proto``. Nothing of the prot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from .fields import DecodeError, parse, schema_of
 from .frames import (
     AckFrame,
     AckStatus,
+    Authentication,
     CancelFrame,
     ConfirmFrame,
     Frame,
@@ -47,6 +49,7 @@ __all__ = [
     "MAX_RANGES",
     "AckFrame",
     "AckStatus",
+    "Authentication",
     "CancelFrame",
     "ConfirmFrame",
     "DecodeError",
@@ -71,9 +74,13 @@ __all__ = [
     "encode_ping",
     "encode_pong",
     "encode_receipt",
+    "encode_retry_hint",
+    "retry_hint",
 ]
 
 _SCHEMA: Final = schema_of(proto.Frame)
+_HINT_SCHEMA: Final = schema_of(proto.RetryHint)
+_LONGEST_HINT_MS: Final = 0xFFFF_FFFF
 
 
 def encode(frame: Frame) -> bytes:
@@ -172,6 +179,7 @@ _BUILDERS: Final[dict[str, Callable[[dict[str, Any]], Frame]]] = {
     "ping": lambda values: PingFrame(values.get("number", 0)),
     "pong": lambda values: PongFrame(values.get("number", 0)),
     "goodbye": lambda values: Goodbye(**values),
+    "authentication": lambda values: Authentication(**values),
     "lane_open": lambda values: LaneOpen(**values),
     "message": _build_message,
     "cancel": _build_cancel,
@@ -226,6 +234,27 @@ def _encode_goodbye(frame: Goodbye) -> bytes:
     return _serialise(proto.Frame(goodbye=goodbye))
 
 
+def _encode_authentication(frame: Authentication) -> bytes:
+    authentication = proto.Authentication(
+        number=frame.number, credentials=frame.credentials, valid_for_ms=frame.valid_for_ms, error=frame.error
+    )
+    return _serialise(proto.Frame(authentication=authentication))
+
+
+def encode_retry_hint(seconds: float) -> bytes:
+    """Return what an ack of status RATE_LIMITED has as its result: try again in so many seconds, rounded up to milliseconds."""
+    return bytes(proto.RetryHint(after_ms=min(max(math.ceil(seconds * 1000), 1), _LONGEST_HINT_MS)))
+
+
+def retry_hint(result: bytes) -> float:
+    """Read what `encode_retry_hint` made; return seconds, 0 for what makes no sense: it is a hint."""
+    try:
+        after_ms: int = parse(_HINT_SCHEMA, result).get("after_ms", 0)
+    except DecodeError:
+        return 0.0
+    return after_ms / 1000
+
+
 _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     MessageFrame: lambda f: encode_message(f.seq, f.id, f.type, f.payload, f.wants_ack, f.timestamp, f.redeliver, f.redelivered),
     AckFrame: lambda f: encode_ack(f.ack_seq, f.seq, f.status, f.result, f.error, f.more),
@@ -237,5 +266,6 @@ _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     Hello: _encode_hello,
     Welcome: _encode_welcome,
     Goodbye: _encode_goodbye,
+    Authentication: _encode_authentication,
     LaneOpen: lambda f: _serialise(proto.Frame(lane_open=proto.LaneOpen(name=f.name, acked=f.acked))),
 }

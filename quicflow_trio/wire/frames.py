@@ -46,6 +46,8 @@ class AckStatus(IntEnum):
     SUCCESS = 1
     FAILURE = 2
     TIMEOUT = 3
+    DENIED = 4
+    RATE_LIMITED = 5
 
 
 @dataclass(slots=True)
@@ -226,6 +228,23 @@ class Goodbye:
 
 
 @dataclass(frozen=True, slots=True)
+class Authentication:
+    """Credentials of a session that goes on, or the server's word on them.
+
+    Attributes:
+        number: 1, 2, 3 ... of the client's; the answer has the same. 0 stands for those of the hello.
+        credentials: the client's, kept out of ``repr``.
+        valid_for_ms: how long the server takes them from now on, milliseconds; 0 says that they have no end.
+        error: why it does not take them; empty when it does.
+    """
+
+    number: int = 0
+    credentials: bytes = field(default=b"", repr=False)
+    valid_for_ms: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LaneOpen:
     """First frame of a lane's forward half.
 
@@ -249,5 +268,6 @@ Frame: TypeAlias = (
     | Hello
     | Welcome
     | Goodbye
+    | Authentication
     | LaneOpen
 )

@@ -7,8 +7,21 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from quicflow_trio import Client, ClientConfig, ClientState, Hooks, Router, Server, ServerConfig, open_client, serve
+from quicflow_trio import (
+    Authenticator,
+    Client,
+    ClientConfig,
+    ClientState,
+    Hooks,
+    Router,
+    Server,
+    ServerConfig,
+    TLSConfig,
+    open_client,
+    serve,
+)
 from quicflow_trio.background import open_background
+from quicflow_trio.credentials import CredentialsSource
 from quicflow_trio.testing import MemoryNetwork, echo_router, throwaway_tls
 
 SERVER_TLS, CLIENT_TLS = throwaway_tls()
@@ -24,12 +37,16 @@ class Machine:
         router: Router | None,
         config: ServerConfig | None,
         hooks: Hooks | None,
+        authenticate: Authenticator | None = None,
+        tls: TLSConfig = SERVER_TLS,
     ) -> None:
         self.network = network
         self._nursery = nursery
         self._router = echo_router() if router is None else router
         self._config = config
         self._hooks = hooks
+        self._authenticate = authenticate
+        self._tls = tls
         self._scope = trio.CancelScope()
         self._gone = trio.Event()
         self.server: Server
@@ -44,7 +61,8 @@ class Machine:
             await serve(
                 self._router,
                 host="server",
-                tls=SERVER_TLS,
+                tls=self._tls,
+                authenticate=self._authenticate,
                 config=self._config,
                 hooks=self._hooks,
                 network=self.network,
@@ -71,10 +89,13 @@ async def open_machine(
     router: Router | None = None,
     config: ServerConfig | None = None,
     hooks: Hooks | None = None,
+    authenticate: Authenticator | None = None,
+    tls: TLSConfig = SERVER_TLS,
     start: bool = True,
 ) -> AsyncIterator[Machine]:
     async with open_background() as background:
-        machine = Machine(background, MemoryNetwork(delay=0.01) if network is None else network, router, config, hooks)
+        network = MemoryNetwork(delay=0.01) if network is None else network
+        machine = Machine(background, network, router, config, hooks, authenticate, tls)
         if start:
             await machine.start()
         yield machine
@@ -87,12 +108,15 @@ def client_of(
     host: str | None = None,
     router: Router | None = None,
     config: ClientConfig | None = None,
+    credentials: CredentialsSource = b"",
+    tls: TLSConfig = CLIENT_TLS,
 ) -> AbstractAsyncContextManager[Client]:
     """Open a client on its own host, or on ``host``."""
     return open_client(
         "server",
         client_id=client_id,
-        tls=CLIENT_TLS,
+        tls=tls,
+        credentials=credentials,
         router=router,
         config=config,
         network=network if host is None else network.host(host),

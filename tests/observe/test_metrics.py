@@ -13,19 +13,27 @@ from trio.testing import MockClock
 
 from quicflow_trio import (
     AckTimeout,
+    AuthenticationFailed,
+    AuthenticationRequest,
     Client,
     ClientConfig,
     ConnectionLost,
+    CredentialsRefused,
     Delivery,
     HandlerFailed,
     HistogramSnapshot,
     Hooks,
+    Identity,
     Limits,
     Message,
     MessageReceivedEvent,
     MessageType,
     MetricsSnapshot,
     PayloadTooLarge,
+    PermissionDenied,
+    Permissions,
+    RateLimit,
+    RateLimited,
     Request,
     Router,
     Server,
@@ -660,6 +668,29 @@ async def test_a_defect_is_counted(autojump_clock: MockClock, monkeypatch: pytes
             connection.pump.kick()
             await raw.ended()
         assert world.server.metrics().internal_errors == 1
+
+
+async def test_who_was_let_in_and_what_was_refused(autojump_clock: MockClock) -> None:
+    async def check(request: AuthenticationRequest) -> Identity:
+        if request.client_id == "stranger":
+            raise CredentialsRefused("who are you?")
+        return Identity(name=request.client_id, permissions=Permissions("query"), rate=RateLimit(messages=2))
+
+    async with open_machine(authenticate=check) as machine, client_of(machine.network) as client:
+        with pytest.raises(PermissionDenied):
+            await client.request(Message.command())
+        await client.request(Message.query())
+        await client.request(Message.query())
+        with pytest.raises(RateLimited):
+            await client.request(Message.query())
+        with pytest.raises(AuthenticationFailed):
+            async with client_of(machine.network, "stranger") as stranger:
+                await stranger.wait_connected()
+        await client.reauthenticate(b"again")
+        figures = machine.server.metrics()
+        assert figures.authentications == {"accepted": 2, "refused": 1}
+        assert figures.messages_refused == {"permission": 1, "rate": 1}
+        assert figures.messages_failed == 0
 
 
 async def test_a_snapshot_is_plain_data(autojump_clock: MockClock) -> None:

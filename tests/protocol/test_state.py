@@ -7,7 +7,18 @@ import pytest
 from quicflow_trio.errors import RemoteProtocolError
 from quicflow_trio.protocol.pings import PINGS_AHEAD, PINGS_OVER, PINGS_PER_SECOND, PingBudget
 from quicflow_trio.protocol.state import CloseCode, ConnectionState, check_control_frame
-from quicflow_trio.wire import AckFrame, CancelFrame, Goodbye, Hello, LaneOpen, PingFrame, PongFrame, ReceiptFrame, Welcome
+from quicflow_trio.wire import (
+    AckFrame,
+    Authentication,
+    CancelFrame,
+    Goodbye,
+    Hello,
+    LaneOpen,
+    PingFrame,
+    PongFrame,
+    ReceiptFrame,
+    Welcome,
+)
 
 S = ConnectionState
 FRAMES = [
@@ -16,6 +27,7 @@ FRAMES = [
     PingFrame(1),
     PongFrame(1),
     Goodbye(),
+    Authentication(),
     LaneOpen(),
     AckFrame(1, 1, 1),
     ReceiptFrame(0, 0),
@@ -25,10 +37,10 @@ FRAMES = [
 ALLOWED: dict[tuple[ConnectionState, bool], set[type]] = {
     (S.HELLO, True): {Hello},
     (S.HELLO, False): {Welcome, Goodbye},
-    (S.OPEN, True): {PingFrame, Goodbye},
-    (S.OPEN, False): {PongFrame, Goodbye},
-    (S.DRAINING, True): {PingFrame, Goodbye},
-    (S.DRAINING, False): {PongFrame, Goodbye},
+    (S.OPEN, True): {PingFrame, Goodbye, Authentication},
+    (S.OPEN, False): {PongFrame, Goodbye, Authentication},
+    (S.DRAINING, True): {PingFrame, Goodbye, Authentication},
+    (S.DRAINING, False): {PongFrame, Goodbye, Authentication},
 }
 
 
@@ -71,6 +83,8 @@ def test_close_codes_never_change_their_number() -> None:
         "OVERLOADED": 9,
         "SLOW_CONSUMER": 10,
         "INTERNAL_ERROR": 11,
+        "CREDENTIALS_EXPIRED": 12,
+        "AUTHENTICATION_UNAVAILABLE": 13,
     }
 
 

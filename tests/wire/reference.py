@@ -26,6 +26,8 @@ SCHEMA = {
     "Ping": "number uint64 1",
     "Pong": "number uint64 1",
     "Goodbye": "code uint32 1, reason string 2, retry_after_ms uint32 3",
+    "Authentication": "number uint64 1, credentials bytes 2, valid_for_ms uint64 3, error string 4",
+    "RetryHint": "after_ms uint32 1",
     "LaneOpen": "name string 1, acked uint64 2",
     "Message": "seq uint64 1, id bytes 2, type enum 3, payload bytes 4, wants_ack bool 5, timestamp int64 6, redeliver bool 7, "
     "redelivered bool 8",
@@ -34,7 +36,7 @@ SCHEMA = {
     "Ack": "ack_seq uint64 1, seq uint64 2, status enum 3, result bytes 4, error string 5, more uint64 6",
     "SeqRange": "first uint64 1, last uint64 2",
     "Receipt": "received uint64 1, handled uint64 2, handled_ranges *SeqRange 3",
-    "Frame": "hello Hello 1, welcome Welcome 2, ping Ping 3, pong Pong 4, goodbye Goodbye 5, lane_open LaneOpen 7, "
+    "Frame": "hello Hello 1, welcome Welcome 2, ping Ping 3, pong Pong 4, goodbye Goodbye 5, authentication Authentication 6, lane_open LaneOpen 7, "
     "message Message 8, cancel Cancel 9, ack Ack 10, receipt Receipt 11, confirm Confirm 12",
 }
 
@@ -45,6 +47,7 @@ MEMBERS: dict[type, str] = {
     wire.PingFrame: "ping",
     wire.PongFrame: "pong",
     wire.Goodbye: "goodbye",
+    wire.Authentication: "authentication",
     wire.LaneOpen: "lane_open",
     wire.MessageFrame: "message",
     wire.CancelFrame: "cancel",
@@ -193,6 +196,7 @@ FRAMES: st.SearchStrategy[wire.Frame] = st.one_of(
     st.builds(wire.Hello, UINT32, st.text(max_size=20), DATA, DATA, _LANES, _LIMITS),
     st.builds(wire.Welcome, UINT32, DATA, DATA, st.booleans(), _LANES, UINT32, _LIMITS),
     st.builds(wire.Goodbye, UINT32, st.text(max_size=20), UINT32),
+    st.builds(wire.Authentication, UINT64, DATA, UINT64, st.text(max_size=20)),
     st.builds(wire.LaneOpen, st.text(max_size=20), UINT64),
 )
 

@@ -154,7 +154,7 @@ def test_numbers_are_cut_to_their_type() -> None:
     assert wire.decode(b"\x1a\x0b\x08" + b"\xff" * 9 + b"\x7f") == wire.PingFrame((1 << 64) - 1)
 
 
-@pytest.mark.parametrize("body", [b"", field(6, b"again"), field(6, 1), field(12, b"new"), field(12, b"") * 3, field(900, 1)])
+@pytest.mark.parametrize("body", [b"", field(13, b"again"), field(13, 1), field(12, b"new"), field(12, b"") * 3, field(900, 1)])
 def test_a_frame_of_a_later_revision_is_none(body: bytes) -> None:
     assert wire.decode(body) is None
 
@@ -199,6 +199,17 @@ def test_an_error_text_that_is_not_unicode_still_reaches_the_peer() -> None:
     assert ack == wire.AckFrame(1, 1, 2, b"", "no such file: ?")
 
 
+@pytest.mark.parametrize(("seconds", "read"), [(1.5, 1.5), (0.0001, 0.001), (0.0, 0.001), (1e9, 4294967.295), (-1.0, 0.001)])
+def test_a_hint_when_to_try_again(seconds: float, read: float) -> None:
+    # Rounded up: who comes back a little early is refused again.
+    assert wire.retry_hint(wire.encode_retry_hint(seconds)) == pytest.approx(read)
+
+
+@pytest.mark.parametrize("result", [b"", b"\x08", b"\xff" * 20, field(2, b"new")])
+def test_a_hint_that_makes_no_sense_is_none(result: bytes) -> None:
+    assert wire.retry_hint(result) == 0.0
+
+
 def test_the_largest_receipt_is_read_again() -> None:
     ranges = tuple((2 * n, 2 * n) for n in range(1, wire.MAX_RANGES + 1))
     frame = wire.ReceiptFrame(1 << 20, 1, ranges)
@@ -208,5 +219,6 @@ def test_the_largest_receipt_is_read_again() -> None:
 
 def test_secrets_stay_out_of_repr() -> None:
     text = repr(wire.Hello(20, "me", b"password", b"token-1")) + repr(wire.Welcome(20, b"id", b"token-2"))
+    text += repr(wire.Authentication(1, b"password-2"))
     assert "password" not in text
     assert "token-" not in text

@@ -6,6 +6,7 @@
 __all__ = (
     "Ack",
     "AckStatus",
+    "Authentication",
     "Cancel",
     "Confirm",
     "Frame",
@@ -19,6 +20,7 @@ __all__ = (
     "Ping",
     "Pong",
     "Receipt",
+    "RetryHint",
     "SeqRange",
     "Welcome",
 )
@@ -52,6 +54,16 @@ class AckStatus(betterproto2.Enum):
     The handler ran past the time that its own side allows.
     """
 
+    DENIED = 4
+    """
+    Since revision 2. The sender may not send this type on this lane; no handler was started.
+    """
+
+    RATE_LIMITED = 5
+    """
+    Since revision 2. The sender may send no more for now; no handler was started. Ack.result is a serialised RetryHint.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -59,6 +71,8 @@ class AckStatus(betterproto2.Enum):
             1: "ACK_STATUS_SUCCESS",
             2: "ACK_STATUS_FAILURE",
             3: "ACK_STATUS_TIMEOUT",
+            4: "ACK_STATUS_DENIED",
+            5: "ACK_STATUS_RATE_LIMITED",
         }
 
     @classmethod
@@ -68,6 +82,8 @@ class AckStatus(betterproto2.Enum):
             "ACK_STATUS_SUCCESS": 1,
             "ACK_STATUS_FAILURE": 2,
             "ACK_STATUS_TIMEOUT": 3,
+            "ACK_STATUS_DENIED": 4,
+            "ACK_STATUS_RATE_LIMITED": 5,
         }
 
 
@@ -130,7 +146,7 @@ class Ack(betterproto2.Message):
 
     result: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
     """
-    What the handler returned; only with ACK_STATUS_SUCCESS.
+    What the handler returned, with ACK_STATUS_SUCCESS; a serialised RetryHint, with ACK_STATUS_RATE_LIMITED.
     """
 
     error: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -146,6 +162,38 @@ class Ack(betterproto2.Message):
 
 
 default_message_pool.register_message("quicflow.v2", "Ack", Ack)
+
+
+@dataclass(eq=False, repr=False)
+class Authentication(betterproto2.Message):
+    """
+    Credentials of a session that goes on, since revision 2. From the client: fresh ones. From the server: what became of them, under
+    the same number; and, numbered 0 behind the Welcome, how long those of the Hello are good for, when that has an end. Refused ones
+    change nothing. A client that sends some before the last were answered gets the answer for the latest only.
+    """
+
+    number: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    1, 2, 3 ... within the connection.
+    """
+
+    credentials: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    From the client, opaque to the protocol.
+    """
+
+    valid_for_ms: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    From the server: from now on; 0 says that they have no end.
+    """
+
+    error: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    From the server: why they are not accepted; empty when they are.
+    """
+
+
+default_message_pool.register_message("quicflow.v2", "Authentication", Authentication)
 
 
 @dataclass(eq=False, repr=False)
@@ -203,6 +251,10 @@ class Frame(betterproto2.Message):
 
     goodbye: "Goodbye | None" = betterproto2.field(
         5, betterproto2.TYPE_MESSAGE, optional=True, group="body"
+    )
+
+    authentication: "Authentication | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, optional=True, group="body"
     )
 
     lane_open: "LaneOpen | None" = betterproto2.field(
@@ -445,6 +497,18 @@ class Receipt(betterproto2.Message):
 
 
 default_message_pool.register_message("quicflow.v2", "Receipt", Receipt)
+
+
+@dataclass(eq=False, repr=False)
+class RetryHint(betterproto2.Message):
+    """
+    When to try again what was refused for now.
+    """
+
+    after_ms: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+
+
+default_message_pool.register_message("quicflow.v2", "RetryHint", RetryHint)
 
 
 @dataclass(eq=False, repr=False)
