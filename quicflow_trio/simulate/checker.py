@@ -1,0 +1,301 @@
+"""Hold a history against the promise: `check` returns every breach. It sees records only, never the library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, final
+
+from .history import Happened, History, Record
+from .rules import PROMISE, Promise
+from .schedule import SERVER
+
+__all__ = ["Violation", "check"]
+
+_BEGINNINGS = frozenset({Happened.ASKED, Happened.SENT})
+_ENDS = frozenset({Happened.ACKED, Happened.MIXED_UP, Happened.DELIVERED, Happened.FAILED, Happened.CANCELLED})
+
+
+class Violation(NamedTuple):
+    """One breach of the promise.
+
+    Attributes:
+        rule: its name, always the same for the same kind of breach.
+        at: when it showed, virtual seconds.
+        text: what happened.
+    """
+
+    rule: str
+    at: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text} (at {self.at:.3f} s)"
+
+
+def check(history: History, promise: Promise = PROMISE) -> list[Violation]:
+    """Return every breach of the promise, by the time at which it showed."""
+    index = _Index(history, promise)
+    found = [violation for rule in _RULES for violation in rule(index)]
+    return sorted(found, key=lambda violation: violation.at)
+
+
+@final
+class _Index:
+    """A history by what the rules ask for."""
+
+    def __init__(self, history: History, promise: Promise) -> None:
+        self.promise = promise
+        self.all: list[Record] = list(history)
+        self.beginnings: dict[int, Record] = {}
+        self.ends: dict[int, list[Record]] = {}
+        self.starts: list[Record] = []
+        self.started: dict[tuple[int, str], list[Record]] = {}
+        self.handled: dict[tuple[int, str], list[Record]] = {}
+        self.deaths: dict[str, Record] = {}
+        self.partings: dict[tuple[str, str], list[Record]] = {}
+        self.jumps: list[Record] = []
+        for record in self.all:
+            self._enter(record)
+
+    def _enter(self, record: Record) -> None:
+        what, message = record.what, record.message
+        if what in _BEGINNINGS:
+            self.beginnings[message] = record
+        elif what in _ENDS:
+            self.ends.setdefault(message, []).append(record)
+        elif what is Happened.STARTED:
+            self.starts.append(record)
+            self.started.setdefault((message, record.host), []).append(record)
+        elif what is Happened.ENDED:
+            self.handled.setdefault((message, record.host), []).append(record)
+        elif what is Happened.DIED:
+            self.deaths[record.process] = record
+        elif what in (Happened.CONNECTED, Happened.DISCONNECTED):
+            self.partings.setdefault((record.process, record.peer), []).append(record)
+        elif what is Happened.JUMPED:
+            self.jumps.append(record)
+
+    def lateness(self, start: float, end: float) -> float:
+        """Return how late something may be that a time-out was to end between these times."""
+        # A jump carries both ends with it: it counts if any part of it lies in between.
+        return self.promise.slack + sum(float(jump.detail) for jump in self.jumps if start <= jump.at + 1e-6 and jump.at <= end)
+
+    def died(self, host: str, start: float, end: float) -> bool:
+        """Return whether a process of a host ended between these times."""
+        return any(death.host == host and start <= death.at <= end for death in self.deaths.values())
+
+    def disconnected(self, process: str, peer: str, start: float, end: float) -> bool:
+        """Return whether a process saw its connection with a peer end between these times."""
+        records = self.partings.get((process, peer), ())
+        return any(record.what is Happened.DISCONNECTED and start <= record.at <= end for record in records)
+
+    def apart(self, host: str, peer: str, end: float) -> float:
+        """Return for how long, at most, a client and the server were without a connection before ``end``; both views count."""
+        longest = since = 0.0
+        for record in self.all:
+            if record.at > end:
+                break
+            if record.what is Happened.CONNECTED and {record.host, record.peer} == {host, peer}:
+                longest, since = max(longest, record.at - since if since < math.inf else 0.0), math.inf
+            elif record.what is Happened.DISCONNECTED and {record.host, record.peer} == {host, peer}:
+                since = min(since, record.at)
+        return max(longest, end - since)
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+def _acked_was_handled(index: _Index) -> Iterator[Violation]:
+    for message, ends in index.ends.items():
+        for end in ends:
+            if end.what is Happened.MIXED_UP:
+                yield Violation("wrong answer", end.at, f"message {message} of {end.process} was answered with {end.detail}")
+            if end.what is Happened.ACKED:
+                handled = index.handled.get((message, end.peer), ())
+                if not any(record.detail == "ok" and record.at <= end.at for record in handled):
+                    text = f"message {message} of {end.process} was acked, and no handler of {end.peer} had ended well"
+                    yield Violation("acked, not handled", end.at, text)
+
+
+def _handled_once(index: _Index) -> Iterator[Violation]:
+    for (message, _host), starts in index.started.items():
+        lives: dict[str, int] = {}
+        for start in starts:
+            lives[start.process] = lives.get(start.process, 0) + 1
+            if lives[start.process] == index.promise.starts_per_process + 1:
+                yield Violation("handled twice", start.at, f"message {message} in one life, {start.process}")
+        unasked = [start for start in starts[index.promise.starts_over_lives :] if start.detail != "redelivered"]
+        if len(lives) > 1 and unasked:
+            yield Violation("handled twice", unasked[0].at, f"message {message} in lives {', '.join(lives)}, and nobody was told")
+
+
+def _sent_to_here(index: _Index) -> Iterator[Violation]:
+    for start in index.starts:
+        beginning = index.beginnings.get(start.message)
+        if beginning is None or beginning.peer not in (start.host, "*") or beginning.host != start.peer:
+            yield Violation(
+                "from nowhere", start.at, f"{start.process} handles message {start.message} from {start.peer}: {beginning}"
+            )
+
+
+def _order_in_lanes(index: _Index) -> Iterator[Violation]:
+    # Message numbers count up in the order of sending.
+    latest: dict[tuple[str, str, str], int] = {}
+    for start in index.starts:
+        beginning = index.beginnings.get(start.message)
+        if beginning is None:
+            continue
+        key = (beginning.host, start.process, beginning.lane)
+        before = latest.get(key, 0)
+        if start.message < before:
+            text = f"{start.process} starts message {start.message} after {before}, lane {beginning.lane!r} of {beginning.host}"
+            yield Violation("out of order", start.at, text)
+        latest[key] = max(before, start.message)
+
+
+def _every_call_ended(index: _Index) -> Iterator[Violation]:
+    for message, beginning in index.beginnings.items():
+        if beginning.peer == "*":
+            continue  # its ends are one for each client that was there
+        ends = index.ends.get(message, ())
+        death = index.deaths.get(beginning.process)
+        if not ends and not (death is not None and death.detail == "killed"):
+            yield Violation(
+                "never ended", beginning.at, f"{beginning.what} message {message} of {beginning.process} to {beginning.peer}"
+            )
+        if ends and beginning.what is Happened.ASKED:
+            took = ends[-1].at - beginning.at
+            limit = float(beginning.detail) + index.lateness(beginning.at, ends[-1].at)
+            if took > limit:
+                text = f"request {message} of {beginning.process} ended {took:.3f} s after it began, its time was {beginning.detail} s"
+                yield Violation("ended late", ends[-1].at, text)
+
+
+def _every_handler_ended(index: _Index) -> Iterator[Violation]:
+    for (message, host), starts in index.started.items():
+        ends = {record.process: record for record in index.handled.get((message, host), ())}
+        for start in starts:
+            end = ends.get(start.process)
+            if end is None:
+                if start.process not in index.deaths:
+                    yield Violation("handler never ended", start.at, f"message {message} in {start.process}")
+            elif end.at - start.at > index.promise.handler_timeout + index.lateness(start.at, end.at):
+                text = f"message {message} in {start.process} was handled for {end.at - start.at:.3f} s"
+                yield Violation("handler overran", end.at, text)
+
+
+def _errors_have_reasons(index: _Index) -> Iterator[Violation]:
+    for message, ends in index.ends.items():
+        beginning = index.beginnings[message]
+        asked = beginning.what is Happened.ASKED
+        for end in ends:
+            if end.what is not Happened.FAILED:
+                continue
+            allowed = index.promise.request_errors if asked else index.promise.send_errors
+            reason = _REASONS.get(end.detail)
+            if end.detail not in allowed or (reason is not None and not reason(index, beginning, end)):
+                text = f"{end.detail} for message {message} of {end.process} to {end.peer}, begun at {beginning.at:.3f} s"
+                yield Violation("error without a reason", end.at, text)
+
+
+def _lost(index: _Index, beginning: Record, end: Record) -> bool:
+    promise = index.promise
+    ended = index.disconnected(end.process, end.peer, beginning.at - promise.slack, end.at + promise.slack)
+    if not promise.survives_reconnect:
+        return ended
+    restarted = index.died(end.peer, beginning.at - promise.session_ttl, end.at)
+    return ended and (restarted or index.apart(beginning.host, end.peer, end.at) >= promise.session_ttl - promise.slack)
+
+
+def _timed_out(_index: _Index, beginning: Record, end: Record) -> bool:
+    return end.at - beginning.at >= float(beginning.detail or 0) - 1e-6
+
+
+def _handler_failed(index: _Index, beginning: Record, end: Record) -> bool:
+    handled = index.handled.get((beginning.message, end.peer), ())
+    return any(record.detail != "ok" for record in handled) or index.died(end.peer, beginning.at, end.at)
+
+
+def _closed_by_itself(index: _Index, _beginning: Record, end: Record) -> bool:
+    death = index.deaths.get(end.process)
+    return death is not None and death.detail == "stopped"
+
+
+def _from_server(_index: _Index, beginning: Record, _end: Record) -> bool:
+    return beginning.host == SERVER
+
+
+_REASONS: dict[str, Callable[[_Index, Record, Record], bool]] = {
+    "ConnectionLost": _lost,
+    "AckTimeout": _timed_out,
+    "HandlerFailed": _handler_failed,
+    "ConnectionClosed": _closed_by_itself,
+    "ClientNotConnected": _from_server,
+}
+
+
+def _delivered_is_handled(index: _Index) -> Iterator[Violation]:
+    promise = index.promise
+    end_of_time = index.all[-1].at if index.all else 0.0
+    for message, ends in index.ends.items():
+        beginning = index.beginnings[message]
+        for end in ends:
+            if end.what is not Happened.DELIVERED or (message, end.peer) in index.started:
+                continue
+            if index.died(end.peer, beginning.at, end_of_time):
+                continue
+            if not _outlived_its_session(index, beginning, end, promise):
+                yield Violation("delivered, not handled", end.at, f"message {message} of {end.process} on {end.peer}")
+
+
+def _outlived_its_session(index: _Index, beginning: Record, end: Record, promise: Promise) -> bool:
+    """Return whether a session may have ended with the message still waiting: apart for its time to live, the lane busy to the last."""
+    for (process, peer), records in index.partings.items():
+        if process.partition("#")[0] != end.peer or peer != beginning.host:
+            continue
+        for record in records:
+            gone = record.at + promise.session_ttl
+            if (
+                record.what is Happened.DISCONNECTED
+                and record.at >= beginning.at
+                and _lane_was_busy(index, beginning, process, gone)
+            ):
+                return True
+    return False
+
+
+def _lane_was_busy(index: _Index, beginning: Record, process: str, at: float) -> bool:
+    patience = index.promise.handler_timeout + index.promise.slack
+    for start in index.starts:
+        other = index.beginnings.get(start.message)
+        here = other is not None and (start.process, other.host, other.lane) == (process, beginning.host, beginning.lane)
+        if here and at - patience <= start.at <= at + patience:
+            return True
+    return False
+
+
+def _endings_are_known(index: _Index) -> Iterator[Violation]:
+    for records in index.partings.values():
+        for record in records:
+            reason, _, detail = record.detail.partition(" ")
+            if record.what is Happened.DISCONNECTED and reason not in index.promise.endings:
+                yield Violation("wrong ending", record.at, f"{record.process} and {record.peer}: {reason} {detail}")
+
+
+def _nothing_left(index: _Index) -> Iterator[Violation]:
+    for record in index.all:
+        if record.what is Happened.LEFT:
+            yield Violation("left over", record.at, f"{record.process}: {record.detail}")
+
+
+_RULES: tuple[Callable[[_Index], Iterator[Violation]], ...] = (
+    _acked_was_handled,
+    _handled_once,
+    _sent_to_here,
+    _order_in_lanes,
+    _every_call_ended,
+    _every_handler_ended,
+    _errors_have_reasons,
+    _delivered_is_handled,
+    _endings_are_known,
+    _nothing_left,
+)
