@@ -55,6 +55,8 @@ class _Index:
         self.deaths: dict[str, Record] = {}
         self.partings: dict[tuple[str, str], list[Record]] = {}
         self.jumps: list[Record] = []
+        self._calm: list[tuple[float, float]] = []
+        self._calm_since = 0.0
         for record in self.all:
             self._enter(record)
 
@@ -75,11 +77,21 @@ class _Index:
             self.partings.setdefault((record.process, record.peer), []).append(record)
         elif what is Happened.JUMPED:
             self.jumps.append(record)
+        elif what is Happened.FAULT:
+            if self._calm_since < math.inf:
+                self._calm.append((self._calm_since, record.at))
+            self._calm_since = math.inf
+        elif what is Happened.CALM:
+            self._calm_since = record.at
 
     def lateness(self, start: float, end: float) -> float:
         """Return how late something may be that a time-out was to end between these times."""
         # A jump carries both ends with it: it counts if any part of it lies in between.
         return self.promise.slack + sum(float(jump.detail) for jump in self.jumps if start <= jump.at + 1e-6 and jump.at <= end)
+
+    def calm(self, start: float, end: float) -> bool:
+        """Return whether there was no fault between these times."""
+        return any(since <= start and end <= until for since, until in (*self._calm, (self._calm_since, math.inf)))
 
     def died(self, host: str, start: float, end: float) -> bool:
         """Return whether a process of a host ended between these times."""
@@ -206,8 +218,18 @@ def _lost(index: _Index, beginning: Record, end: Record) -> bool:
     return ended and (restarted or index.apart(beginning.host, end.peer, end.at) >= promise.session_ttl - promise.slack)
 
 
-def _timed_out(_index: _Index, beginning: Record, end: Record) -> bool:
-    return end.at - beginning.at >= float(beginning.detail or 0) - 1e-6
+def _timed_out(index: _Index, beginning: Record, end: Record) -> bool:
+    if end.at - beginning.at < float(beginning.detail or 0) - 1e-6:
+        return False
+    # It had its time. Was there an answer, or no handler at all, and nothing that could have kept it?
+    handled = index.handled.get((beginning.message, end.peer), ())
+    if not handled and (beginning.message, end.peer) in index.started:
+        return True
+    since = (handled[0].at if handled else beginning.at) - index.promise.slack
+    moved = any(since <= record.at <= end.at for record in index.partings.get((end.process, end.peer), ()))
+    if moved or index.died(end.peer, since, end.at) or since > end.at - 10 * index.promise.slack:
+        return True
+    return not index.calm(since - index.promise.calm_seconds, end.at)
 
 
 def _handler_failed(index: _Index, beginning: Record, end: Record) -> bool:
@@ -234,33 +256,26 @@ _REASONS: dict[str, Callable[[_Index, Record, Record], bool]] = {
 
 
 def _delivered_is_handled(index: _Index) -> Iterator[Violation]:
-    promise = index.promise
-    end_of_time = index.all[-1].at if index.all else 0.0
     for message, ends in index.ends.items():
         beginning = index.beginnings[message]
         for end in ends:
             if end.what is not Happened.DELIVERED or (message, end.peer) in index.started:
                 continue
-            if index.died(end.peer, beginning.at, end_of_time):
-                continue
-            if not _outlived_its_session(index, beginning, end, promise):
+            if not _died_waiting(index, beginning, end):
                 yield Violation("delivered, not handled", end.at, f"message {message} of {end.process} on {end.peer}")
 
 
-def _outlived_its_session(index: _Index, beginning: Record, end: Record, promise: Promise) -> bool:
-    """Return whether a session may have ended with the message still waiting: apart for its time to live, the lane busy to the last."""
+def _died_waiting(index: _Index, beginning: Record, end: Record) -> bool:
+    """Return whether the receiver, or its session, may have ended with the message still waiting, its lane busy to the last."""
+    ends = [(death.process, death.at) for death in index.deaths.values() if death.host == end.peer]
     for (process, peer), records in index.partings.items():
-        if process.partition("#")[0] != end.peer or peer != beginning.host:
-            continue
-        for record in records:
-            gone = record.at + promise.session_ttl
-            if (
-                record.what is Happened.DISCONNECTED
-                and record.at >= beginning.at
-                and _lane_was_busy(index, beginning, process, gone)
-            ):
-                return True
-    return False
+        if process.partition("#")[0] == end.peer and peer == beginning.host:
+            kept = index.promise.session_ttl
+            ends += [(process, record.at + kept) for record in records if record.what is Happened.DISCONNECTED]
+    return any(
+        beginning.at <= at and (at <= end.at + index.promise.slack or _lane_was_busy(index, beginning, process, at))
+        for process, at in ends
+    )
 
 
 def _lane_was_busy(index: _Index, beginning: Record, process: str, at: float) -> bool:

@@ -43,8 +43,9 @@ def left_by_idle(process: Process) -> Iterator[str]:
     if server is not None:
         yield from _held_by_server(server)
         figures = server.statistics()
-        if figures.away or figures.half_open:
-            yield f"{figures.away} sessions away, {figures.half_open} connections half open"
+        known = len(server.known_sessions()) - figures.connected
+        if figures.away or figures.half_open or known:
+            yield f"{figures.away} sessions away, {known} more known than connected, {figures.half_open} connections half open"
         if figures.endpoint.connection_ids > _IDS_PER_CONNECTION * (figures.connected + 1):
             yield f"{figures.endpoint.connection_ids} connection ids for {figures.connected} clients"
         yield from _timers(server._admission.deadlines, _TIMERS_PER_CONNECTION * (figures.connected + 1))

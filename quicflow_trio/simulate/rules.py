@@ -18,6 +18,7 @@ class Promise:
         starts_over_lives: how often over all lives of the receiver when the sender did not ask for redelivery.
         session_ttl: seconds that a session is kept without a connection.
         handler_timeout: seconds after which a handler is cancelled.
+        calm_seconds: seconds without any fault after which a connection that stands must carry an answer before its time-out.
         slack: seconds that an end may come late, for time-outs that are checked now and then.
         settle_seconds: seconds after the last fault by which everything is connected, answered and given back.
         request_errors: errors that a request may end with, beside its result.
@@ -30,6 +31,7 @@ class Promise:
     starts_over_lives: int = 1
     session_ttl: float = 120.0
     handler_timeout: float = 10.0
+    calm_seconds: float = 60.0
     slack: float = 1.0
     settle_seconds: float = 420.0
     request_errors: frozenset[str] = frozenset(

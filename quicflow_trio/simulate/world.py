@@ -171,6 +171,7 @@ class World:
             self._provoke(fault)
             await trio.sleep(_IN_THE_MIDST)
             at_once(fault)
+            self._note_calm()
             return
         active = self._active[fault.host]
         active.append(fault)
@@ -186,6 +187,11 @@ class World:
         finally:
             active.remove(fault)
             self._apply(fault.host)
+            self._note_calm()
+
+    def _note_calm(self) -> None:
+        if not any(self._active.values()):
+            self._note_world(Happened.CALM, "")
 
     def _apply(self, host: str) -> None:
         """Bring the network and a host's conditions up to date with the faults that are active now."""
