@@ -37,7 +37,7 @@ async def be_server(process: Process, caller: Caller, config: ServerConfig, netw
         server: Server = await nursery.start(run)
         process.server = server
         async with server.open_events(kinds=[ConnectEvent, DisconnectEvent], max_buffer_size=_EVENTS) as events:
-            nursery.start_soon(_watch, process, events)
+            nursery.start_soon(_watch, process, events)  # noqa: ASYNC111  it ends with the events, and those with the server
             async with trio.open_nursery() as process.callers:
                 process.callers.start_soon(caller.talk)
                 await process.stopping.wait()
@@ -62,8 +62,8 @@ async def be_client(process: Process, caller: Caller, config: ClientConfig, seed
         ) as client:
             process.client = client
             async with client.open_events(kinds=[ConnectEvent, DisconnectEvent], max_buffer_size=_EVENTS) as events:
-                nursery.start_soon(_watch, process, events)
-                nursery.start_soon(_watch_refusal, process, client)
+                nursery.start_soon(_watch, process, events)  # noqa: ASYNC111  it ends with the events, and those with the client
+                nursery.start_soon(_watch_refusal, process, client)  # noqa: ASYNC111  it ends with the client
                 process.callers.start_soon(caller.talk)
                 await process.stopping.wait()
                 process.talking.cancel()

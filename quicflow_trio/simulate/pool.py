@@ -66,7 +66,7 @@ class Pool:
                 if reusable:
                     self._idle.append(worker)
                 else:
-                    await _end_worker(worker)
+                    await _end_worker(worker)  # noqa: ASYNC102  it is shielded inside, with a deadline
 
     async def aclose(self) -> None:
         """End the workers that wait for work."""
