@@ -52,6 +52,7 @@ class _Index:
         self.starts: list[Record] = []
         self.started: dict[tuple[int, str], list[Record]] = {}
         self.handled: dict[tuple[int, str], list[Record]] = {}
+        self.births: dict[str, Record] = {}
         self.deaths: dict[str, Record] = {}
         self.partings: dict[tuple[str, str], list[Record]] = {}
         self.jumps: list[Record] = []
@@ -71,6 +72,8 @@ class _Index:
             self.started.setdefault((message, record.host), []).append(record)
         elif what is Happened.ENDED:
             self.handled.setdefault((message, record.host), []).append(record)
+        elif what is Happened.BORN:
+            self.births[record.process] = record
         elif what is Happened.DIED:
             self.deaths[record.process] = record
         elif what in (Happened.CONNECTED, Happened.DISCONNECTED):
@@ -88,6 +91,12 @@ class _Index:
         """Return how late something may be that a time-out was to end between these times."""
         # A jump carries both ends with it: it counts if any part of it lies in between.
         return self.promise.slack + sum(float(jump.detail) for jump in self.jumps if start <= jump.at + 1e-6 and jump.at <= end)
+
+    def calm_spans(self, start: float, end: float) -> Iterator[tuple[float, float]]:
+        """Yield the parts of a time without a fault."""
+        for since, until in (*self._calm, (self._calm_since, math.inf)):
+            if max(since, start) < min(until, end):
+                yield max(since, start), min(until, end)
 
     def calm(self, start: float, end: float) -> bool:
         """Return whether there was no fault between these times."""
@@ -288,6 +297,30 @@ def _lane_was_busy(index: _Index, beginning: Record, process: str, at: float) ->
     return False
 
 
+def _clients_come_back(index: _Index) -> Iterator[Violation]:
+    servers = [process for process in index.births if process.partition("#")[0] == SERVER]
+    for process, birth in index.births.items():
+        if process in servers:
+            continue
+        end = index.deaths[process].at if process in index.deaths else math.inf
+        away: float | None = birth.at
+        spans = []
+        for record in index.partings.get((process, SERVER), ()):
+            if record.what is Happened.DISCONNECTED:
+                away = record.at
+            elif away is not None:
+                spans.append((away, record.at))
+                away = None
+        spans += [] if away is None else [(away, end)]
+        for server in servers:
+            up = index.births[server].at, index.deaths[server].at if server in index.deaths else math.inf
+            for start, until in spans:
+                for since, to in index.calm_spans(max(start, up[0]), min(until, up[1])):
+                    if to - since > index.promise.back_within and to < math.inf:
+                        text = f"{process} was not connected to {server} for {to - since:.1f} s in which nothing was wrong"
+                        yield Violation("away too long", to, text)
+
+
 def _endings_are_known(index: _Index) -> Iterator[Violation]:
     for records in index.partings.values():
         for record in records:
@@ -311,6 +344,7 @@ _RULES: tuple[Callable[[_Index], Iterator[Violation]], ...] = (
     _every_handler_ended,
     _errors_have_reasons,
     _delivered_is_handled,
+    _clients_come_back,
     _endings_are_known,
     _nothing_left,
 )

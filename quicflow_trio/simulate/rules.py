@@ -19,6 +19,7 @@ class Promise:
         session_ttl: seconds that a session is kept without a connection.
         handler_timeout: seconds after which a handler is cancelled.
         calm_seconds: seconds without any fault after which a connection that stands must carry an answer before its time-out.
+        back_within: seconds within which a client is connected while both processes run and nothing is wrong.
         slack: seconds that an end may come late, for time-outs that are checked now and then.
         settle_seconds: seconds after the last fault by which everything is connected, answered and given back.
         request_errors: errors that a request may end with, beside its result.
@@ -32,6 +33,7 @@ class Promise:
     session_ttl: float = 120.0
     handler_timeout: float = 10.0
     calm_seconds: float = 60.0
+    back_within: float = 75.0
     slack: float = 1.0
     settle_seconds: float = 420.0
     request_errors: frozenset[str] = frozenset(

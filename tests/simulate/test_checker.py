@@ -134,6 +134,16 @@ def test_a_time_out_needs_a_fault(weather: list[Line], broken: bool) -> None:
     assert rules(*weather, asked, failed) == ["error without a reason"] * broken
 
 
+def test_a_client_is_back_in_time_when_nothing_is_wrong() -> None:
+    lives = [line(0, H.BORN, "client-0#1"), line(0, H.BORN, "server#1")]
+    gone, back = parted(100), line(200, H.CONNECTED, "client-0#1", peer="server")
+    assert rules(*lives, gone, back) == ["away too long"]
+    assert rules(*lives, gone, line(170, H.CONNECTED, "client-0#1", peer="server")) == []
+    assert rules(*lives, line(90, H.FAULT, "world"), gone, line(150, H.CALM, "world"), back) == []
+    killed = [line(90, H.DIED, "server#1", detail="killed"), line(140, H.BORN, "server#2")]
+    assert rules(*lives, *killed, gone, back) == []
+
+
 def test_clocks_that_jump_carry_time_outs_with_them() -> None:
     jumped = line(40, H.JUMPED, "world", detail="39.0")
     failed = line(40, H.FAILED, "client-0#1", 7, "server", "AckTimeout")
