@@ -38,9 +38,9 @@ class Level(NamedTuple):
 LEVELS = {
     # What a fleet sees in the field: an outage or a restart now and then. For availability.
     "light": Level(faults=0.02, bursts=4.0, calm=0.5),
-    "normal": Level(faults=8.0, bursts=30.0, calm=1.0),
+    "normal": Level(faults=8.0, bursts=20.0, calm=1.0),
     "heavy": Level(faults=60.0, bursts=120.0, calm=1.0),
-    "none": Level(faults=0.0, bursts=30.0, calm=1.0),
+    "none": Level(faults=0.0, bursts=20.0, calm=1.0),
 }
 
 

@@ -18,8 +18,8 @@ from quicflow_trio.router import Request
 from quicflow_trio.sessions import SessionRegistry
 from quicflow_trio.simulate import Scenario, Verdict, simulate
 
-SCENARIO = Scenario(seed=3, hours=0.25, clients=2, faults="normal")
-CALM = Scenario(seed=3, hours=0.25, clients=2, faults="none")
+SCENARIO = Scenario(seed=3, hours=0.4, clients=2, faults="normal")
+CALM = Scenario(seed=3, hours=0.5, clients=2, faults="none")
 
 
 def rules(verdict: Verdict) -> set[str]:
