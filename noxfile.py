@@ -97,6 +97,13 @@ def demo(session: nox.Session) -> None:
     session.run("quicflow", "demo", *session.posargs)
 
 
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """Simulate 300 client-hours of faults and hold them against the promise, in about two minutes; `-- --help` for other runs."""
+    session.install("-e", ".")
+    session.run("quicflow", "simulate", *(session.posargs or ["--seeds", "15", "--hours", "5", "--clients", "4"]))
+
+
 def run_benchmark(session: nox.Session, module: str, extras: str = "bench") -> None:
     """Install what a benchmark needs, and run it with the session's arguments."""
     session.install("-e", f".[{extras}]")

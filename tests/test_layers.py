@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(SERVER, SHARED | SERVER | {"ops"}),
     "": SHARED | CLIENT | SERVER | {"tuning"},
     "testing": SHARED | CLIENT | SERVER | FACADE,
-    "cli": SHARED | CLIENT | SERVER | FACADE | {"testing"},
+    "simulate": SHARED | CLIENT | SERVER | FACADE | {"testing"},
+    "cli": SHARED | CLIENT | SERVER | FACADE | {"testing", "simulate"},
     "__main__": {"cli"},
 }
 

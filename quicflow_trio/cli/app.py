@@ -24,6 +24,7 @@ COMMANDS = {
     "connect": "Talk to a server by hand: send, request, and watch what arrives.",
     "request": "Send one message, wait for its answer and print it; made for scripts.",
     "load": "Measure messages per second and latency with many clients.",
+    "simulate": "Break a simulated network, clocks and programs, and see whether the promise holds.",
 }
 # Of these each speaks with a server's ops side over HTTP, not with the backbone.
 OPS_COMMANDS = {

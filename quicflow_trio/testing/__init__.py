@@ -13,6 +13,7 @@ from __future__ import annotations
 from .determinism import seeded
 from .network import MemoryNetwork, NetworkStatistics, SentDatagram
 from .pair import EnginePair
+from .path import PathFaults
 from .tls import throwaway_tls
 from .world import World, echo_router, open_world
 
@@ -20,6 +21,7 @@ __all__ = [
     "EnginePair",
     "MemoryNetwork",
     "NetworkStatistics",
+    "PathFaults",
     "SentDatagram",
     "World",
     "echo_router",

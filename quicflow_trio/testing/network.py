@@ -20,6 +20,7 @@ import trio
 from ..errors import ConfigurationError
 from ..net.udp import DatagramSocket, Network, SocketStatistics, check_port
 from ..quic.engine import Address
+from .path import FAULT_RANGES, PathFaults, check_fault
 
 __all__ = ["MemoryNetwork", "NetworkStatistics", "SentDatagram"]
 
@@ -30,9 +31,6 @@ _LARGEST_PAYLOAD = 65_507  # 65,535 less the IPv4 and UDP headers
 _FIRST_EPHEMERAL = 49_152  # RFC 6335 section 6
 _LAST_PORT = 65_535
 _LEAST_REORDER_SECONDS = 0.010
-
-# The largest value of each fault; the least is 0.
-_RANGES: Final = {"loss": 1.0, "duplicate": 1.0, "reorder": 1.0, "delay": 3600.0, "jitter": 3600.0}
 
 
 class SentDatagram(NamedTuple):
@@ -53,7 +51,7 @@ class SentDatagram(NamedTuple):
 
 @dataclass(slots=True, frozen=True)
 class NetworkStatistics:
-    """What became of every datagram. ``sent + duplicated`` is the sum of all the others but ``reordered``.
+    """What became of every datagram. ``sent + duplicated`` is the sum of all the others but ``reordered`` and ``corrupted``.
 
     Attributes:
         sent: datagrams given to the network.
@@ -65,6 +63,7 @@ class NetworkStatistics:
         unroutable: datagrams to a port that nobody had bound, or that was closed before they were read.
         in_flight: datagrams under way, or arrived and not yet read.
         overflowed: datagrams dropped because the receiver's queue was full.
+        corrupted: datagrams changed by ``corrupt``.
     """
 
     sent: int
@@ -76,9 +75,10 @@ class NetworkStatistics:
     unroutable: int
     in_flight: int
     overflowed: int
+    corrupted: int = 0
 
 
-_COUNTED: Final = ("sent", "delivered", "lost", "duplicated", "reordered", "cut", "unroutable", "overflowed")
+_COUNTED: Final = ("sent", "delivered", "lost", "duplicated", "reordered", "cut", "unroutable", "overflowed", "corrupted")
 
 _Key = tuple[str, int]
 _Entry = tuple[float, int, bytes, _Key]
@@ -93,7 +93,8 @@ class MemoryNetwork:
     localhost forms (``localhost``, ``127.0.0.1``, ``::1``, ``0.0.0.0``, ``::``) resolve to ``"server"`` on every host, so that
     `open_client("localhost", ...)` finds the server. To bind, they mean the host's own name; another host's name cannot be bound.
 
-    Faults are drawn from one generator in the order of sending. Each is an attribute that may be set at any time. With ``delay`` and
+    Faults are drawn from one generator in the order of sending. Each is an attribute that may be set at any time and holds for every
+    path, except those that have faults of their own (`set_path`). With ``delay`` and
     ``jitter`` at 0 a datagram arrives at the instant it was sent: virtual time stands still while programs answer each other.
 
     Args:
@@ -103,6 +104,7 @@ class MemoryNetwork:
         jitter: up to this many more seconds, uniform.
         duplicate: share of them that arrive twice, each copy with its own jitter, 0 to 1.
         reorder: share of the copies held back by up to ``max(delay, 10 ms)``, 0 to 1.
+        corrupt: share of them that arrive with one bit flipped, 0 to 1.
         queue_limit: datagrams that one socket holds, those in flight to it included; further ones are dropped and counted.
 
     Raises:
@@ -118,11 +120,13 @@ class MemoryNetwork:
         jitter: float = 0.0,
         duplicate: float = 0.0,
         reorder: float = 0.0,
+        corrupt: float = 0.0,
         queue_limit: int = 10_000,
     ) -> None:
         self.loss: float = loss
         self.duplicate: float = duplicate
         self.reorder: float = reorder
+        self.corrupt: float = corrupt
         self.delay: float = delay
         self.jitter: float = jitter
         self.queue_limit: int = queue_limit
@@ -132,13 +136,13 @@ class MemoryNetwork:
         self._hosts: dict[str, _Host] = {}
         self._isolated: set[str] = set()
         self._cuts: set[frozenset[str]] = set()
+        self._paths: dict[tuple[str, str], PathFaults] = {}
         self._recordings: list[list[SentDatagram]] = []
         self._counts = dict.fromkeys(_COUNTED, 0)
 
     def __setattr__(self, name: str, value: object) -> None:
-        highest = _RANGES.get(name)
-        if highest is not None and not (isinstance(value, (int, float)) and 0 <= value <= highest):
-            raise ConfigurationError(f"MemoryNetwork.{name} = {value!r}: expected a number from 0 to {highest:,}")
+        if name in FAULT_RANGES:
+            check_fault("MemoryNetwork", name, value)
         super().__setattr__(name, value)
 
     def host(self, name: str) -> Network:
@@ -195,6 +199,40 @@ class MemoryNetwork:
         else:
             self._cuts.discard(frozenset((a, b)))
 
+    def set_path(self, source: str, destination: str, faults: PathFaults | None) -> None:
+        """Give the way from one host to another faults of its own; the way back is another path. None: those of the network again."""
+        if faults is None:
+            self._paths.pop((source, destination), None)
+        else:
+            self._paths[source, destination] = faults
+
+    def readdress(self, name: str) -> None:
+        """Let every socket that is open on a host be seen from a new port, as behind a NAT that has forgotten where they were.
+
+        Programs there do not notice: ``socket.address`` stays. What was under way to the old ports is lost.
+        """
+        for sock in self._sockets_of(name):
+            port = self._free_port(name)
+            del self._sockets[sock.seen_as]
+            self._counts["unroutable"] += sock.discard_in_flight(lambda _a, _b: True)
+            sock.seen_as = (name, port)
+            self._sockets[sock.seen_as] = sock
+
+    def kill(self, name: str) -> None:
+        """Cut off every socket that is open on a host now, for good: what a program that was killed leaves behind.
+
+        Its last words reach nobody, and its ports are free for the next one at once. The program itself is for the caller to cancel.
+        """
+        for sock in self._sockets_of(name):
+            del self._sockets[sock.seen_as]
+            self._counts["unroutable"] += len(sock.queue)
+            sock.queue.clear()
+            sock.dead = True
+
+    def open_sockets(self) -> list[Address]:
+        """Return the addresses, as others see them, of the sockets that are open and not cut off."""
+        return [*self._sockets]
+
     def record(self) -> list[SentDatagram]:
         """Return a list that from now on receives every datagram sent, whatever becomes of it."""
         recording: list[SentDatagram] = []
@@ -223,17 +261,22 @@ class MemoryNetwork:
         if self._is_cut(source[0], target[0]):
             self._counts["cut"] += 1
             return
-        if self._random.random() < self.loss:
+        faults = self._paths.get((source[0], target[0]), self)
+        if self._random.random() < faults.loss:
             self._counts["lost"] += 1
             return
+        # Not drawn where there is none, so that the runs of seeds from before there was such a fault stay as they were.
+        if faults.corrupt and self._random.random() < faults.corrupt:
+            self._counts["corrupted"] += 1
+            data = self._with_flipped_bit(data)
         copies = 1
-        if self._random.random() < self.duplicate:
+        if self._random.random() < faults.duplicate:
             self._counts["duplicated"] += 1
             copies = 2
         sock = self._sockets.get(target)
         for _ in range(copies):
             # Drawn for unbound ports too: whether somebody listens must not shift the luck of everybody else.
-            due = now + self._travel_time()
+            due = now + self._travel_time(faults)
             if sock is None:
                 self._counts["unroutable"] += 1
             elif len(sock.queue) >= self.queue_limit:
@@ -243,12 +286,22 @@ class MemoryNetwork:
                 self._sequence += 1
                 sock.enqueue((due, self._sequence, data, source), now)
 
-    def _travel_time(self) -> float:
-        seconds = self.delay + self._random.random() * self.jitter
-        if self._random.random() < self.reorder:
+    def _travel_time(self, faults: PathFaults | MemoryNetwork) -> float:
+        seconds = faults.delay + self._random.random() * faults.jitter
+        if self._random.random() < faults.reorder:
             self._counts["reordered"] += 1
-            seconds += self._random.random() * max(self.delay, _LEAST_REORDER_SECONDS)
+            seconds += self._random.random() * max(faults.delay, _LEAST_REORDER_SECONDS)
         return seconds
+
+    def _with_flipped_bit(self, data: bytes) -> bytes:
+        if not data:
+            return data
+        flipped = bytearray(data)
+        flipped[self._random.randrange(len(data))] ^= 1 << self._random.randrange(8)
+        return bytes(flipped)
+
+    def _sockets_of(self, name: str) -> list[_MemorySocket]:
+        return [sock for (host, _port), sock in self._sockets.items() if host == name]
 
     def _is_cut(self, a: str, b: str) -> bool:
         return (a != b and (a in self._isolated or b in self._isolated)) or (bool(self._cuts) and frozenset((a, b)) in self._cuts)
@@ -301,6 +354,8 @@ class _MemorySocket:
     def __init__(self, network: MemoryNetwork, address: _Key) -> None:
         self.queue: list[_Entry] = []
         self.overflowed: int = 0
+        self.seen_as: _Key = address
+        self.dead: bool = False
         self._network = network
         self._address = address
         self._closed = False
@@ -338,7 +393,8 @@ class _MemorySocket:
                 continue
             self._datagrams_out += 1
             self._bytes_out += len(data)
-            self._network._route(data, self._address, destination)
+            if not self.dead:
+                self._network._route(data, self.seen_as, destination)
         return len(datagrams)
 
     async def wait_writable(self) -> None:
@@ -360,7 +416,8 @@ class _MemorySocket:
         if self._closed:
             return
         self._closed = True
-        del self._network._sockets[self._address]
+        if not self.dead:
+            del self._network._sockets[self.seen_as]
         self._network._counts["unroutable"] += len(self.queue)
         self.queue.clear()
         if self._waiting is not None:

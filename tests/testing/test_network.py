@@ -12,6 +12,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 from quicflow_trio.errors import ConfigurationError
 from quicflow_trio.net.udp import DatagramSocket, Network
 from quicflow_trio.testing.network import MemoryNetwork, NetworkStatistics, SentDatagram
+from quicflow_trio.testing.path import PathFaults
 
 
 async def bind_two(network: MemoryNetwork) -> tuple[DatagramSocket, DatagramSocket]:
@@ -472,3 +473,73 @@ async def test_a_recording_has_every_datagram_sent_from_there_on(autojump_clock:
         SentDatagram(at=start, source=client.address, destination=server.address, length=4),
         SentDatagram(at=start, source=client.address, destination=("nobody", 9), length=10),
     ]
+
+
+# -- faults of one path, and what becomes of hosts ---------------------------------------------------------------------
+async def test_a_path_loses_in_its_own_direction_only(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=1.0)
+    client, server = await bind_two(network)
+    network.set_path("client-1", "server", PathFaults(loss=1.0))
+    client.send_nowait([(b"up", server.address)])
+    server.send_nowait([(b"down", client.address)])
+    assert await read_for(client, 2) == [b"down"]
+    assert await read_for(server, 2) == []
+    network.set_path("client-1", "server", None)
+    start = trio.current_time()
+    client.send_nowait([(b"up", server.address)])
+    assert await server.receive() == [(b"up", client.address)]
+    assert trio.current_time() - start == 1.0
+    assert_balanced(network.statistics())
+
+
+async def test_corruption_flips_one_bit(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(corrupt=1.0, duplicate=0.5)
+    client, server = await bind_two(network)
+    client.send_nowait([(bytes(20), server.address)] * 50)
+    received = await read_for(server, 1)
+    assert {int.from_bytes(data, "big").bit_count() for data in received} == {1}
+    assert len({*received}) > 20
+    assert network.statistics().corrupted == 50
+    assert_balanced(network.statistics())
+    network.corrupt = 0.0
+    client.send_nowait([(b"whole", server.address)])
+    assert await read_for(server, 1) == [b"whole"]
+
+
+def test_a_path_refuses_what_the_network_refuses() -> None:
+    with pytest.raises(ConfigurationError, match=r"PathFaults.loss = 1.5: expected a number from 0 to 1"):
+        PathFaults(loss=1.5)
+
+
+async def test_a_host_that_moves_is_seen_from_a_new_port(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=1.0)
+    client, server = await bind_two(network)
+    old = client.address
+    client.send_nowait([(b"before", server.address)])
+    server.send_nowait([(b"under way", old)])
+    network.readdress("client-1")
+    assert client.address == old
+    client.send_nowait([(b"after", server.address)])
+    [(_, first), (_, second)] = await server.receive()
+    assert first == old != second
+    server.send_nowait([(b"to the old", old), (b"to the new", second)])
+    assert await read_for(client, 3) == [b"to the new"]
+    assert_balanced(network.statistics())
+    client.close()
+    assert network.open_sockets() == [server.address]
+
+
+async def test_a_killed_host_says_and_hears_nothing_and_its_port_is_free(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork()
+    client, server = await bind_two(network)
+    client.send_nowait([(b"unread", server.address)])
+    network.kill("server")
+    server.send_nowait([(b"last word", client.address)])
+    heir = await network.bind("server", 8474)
+    client.send_nowait([(b"for the heir", server.address)])
+    assert await read_for(server, 1) == []
+    assert await read_for(client, 1) == []
+    assert await read_for(heir, 1) == [b"for the heir"]
+    server.close()
+    assert sorted(network.open_sockets()) == sorted([client.address, heir.address])
+    assert_balanced(network.statistics())

@@ -1,0 +1,153 @@
+"""Is the simulation worth its time? Each test breaks the library on purpose, and the checker must name what is broken."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from quicflow_trio.dispatch import Dispatcher
+from quicflow_trio.message import AckStatus, Message, MessageType
+from quicflow_trio.net.endpoint import Endpoint
+from quicflow_trio.protocol.lane_receiver import LaneReceiver
+from quicflow_trio.protocol.lane_sender import LaneSender
+from quicflow_trio.protocol.waiting import WaitingShare
+from quicflow_trio.router import Request
+from quicflow_trio.sessions import SessionRegistry
+from quicflow_trio.simulate import Scenario, Verdict, simulate
+
+SCENARIO = Scenario(seed=3, hours=0.4, clients=2, faults="normal")
+CALM = Scenario(seed=3, hours=0.5, clients=2, faults="none")
+
+
+def rules(verdict: Verdict) -> set[str]:
+    return {violation.rule for violation in verdict.violations}
+
+
+def texts(verdict: Verdict, rule: str) -> str:
+    return "\n".join(violation.text for violation in verdict.violations if violation.rule == rule)
+
+
+@pytest.mark.parametrize("scenario", [SCENARIO, CALM])
+def test_unbroken_it_holds(scenario: Scenario) -> None:
+    verdict = simulate(scenario)
+    assert verdict.violations == ()
+    assert min(verdict.figures.acked, verdict.figures.delivered) > 30
+
+
+def test_an_ack_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneReceiver.finish
+    numbers = itertools.count()
+
+    def finish(lane: LaneReceiver, incoming: Any, status: int, result: bytes, error: str) -> None:
+        if next(numbers) % 10 == 5:
+            incoming.frame = replace(incoming.frame, wants_ack=False)
+        real(lane, incoming, status, result, error)
+
+    monkeypatch.setattr(LaneReceiver, "finish", finish)
+    verdict = simulate(CALM)
+    assert rules(verdict) == {"error without a reason"}
+    assert "AckTimeout" in texts(verdict, "error without a reason")
+
+
+def test_a_handler_that_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Dispatcher._handle
+    numbers = itertools.count()
+
+    async def handle(dispatcher: Dispatcher, worker: Any, incoming: Any) -> None:
+        if next(numbers) % 20 == 10:
+            frame = incoming.frame
+            route = dispatcher._router.route(frame.type)
+            assert route is not None
+            message = Message(MessageType(frame.type), frame.payload, sender=dispatcher._sender)
+            try:
+                await route.handler(Request(message, dispatcher._peer, False))
+            except Exception:  # noqa: BLE001  the simulation's own failing handler
+                return
+        await real(dispatcher, worker, incoming)
+
+    monkeypatch.setattr(Dispatcher, "_handle", handle)
+    assert "handled twice" in rules(simulate(CALM))
+
+
+def test_a_lane_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneSender.next_batch
+
+    def next_batch(lane: LaneSender, credit: int) -> bytes:
+        if len(lane._outbox) > 1:
+            lane._outbox.append(lane._outbox.popleft())
+        return real(lane, credit)
+
+    monkeypatch.setattr(LaneSender, "next_batch", next_batch)
+    assert rules(simulate(CALM)) == {"out of order"}
+
+
+def test_a_waiter_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = WaitingShare.leave
+
+    def leave(share: WaitingShare, *, acked: bool = True, timed_out: bool = False) -> None:
+        if acked or timed_out:
+            real(share, acked=acked, timed_out=timed_out)
+
+    monkeypatch.setattr(WaitingShare, "leave", leave)
+    verdict = simulate(SCENARIO)
+    assert rules(verdict) == {"left over"}
+    assert "requests_waiting=" in texts(verdict, "left over")
+
+
+def test_an_ack_for_what_was_not_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Dispatcher._finish
+
+    def finish(dispatcher: Dispatcher, worker: Any, status: int, result: bytes, error: str = "") -> None:
+        # A handler that failed on purpose: say that it did well.
+        if status is AckStatus.FAILURE:
+            status, error = AckStatus.SUCCESS, ""
+        real(dispatcher, worker, status, result, error)
+
+    monkeypatch.setattr(Dispatcher, "_finish", finish)
+    assert rules(simulate(CALM)) == {"wrong answer"}
+
+
+def test_a_message_that_is_received_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Dispatcher._next
+    numbers = itertools.count()
+
+    def next_one(dispatcher: Dispatcher) -> Any:
+        incoming = real(dispatcher)
+        if incoming is not None and next(numbers) % 15 == 7:
+            incoming.cancelled = True
+        return incoming
+
+    monkeypatch.setattr(Dispatcher, "_next", next_one)
+    assert "delivered, not handled" in rules(simulate(CALM))
+
+
+def test_a_session_that_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A client that is stopped and does not come back before the end.
+    monkeypatch.setattr(
+        SessionRegistry, "enter", lambda registry, session: registry._kept.setdefault(session.id.hex(), session) and None
+    )
+    assert "left over" in rules(simulate(SCENARIO))
+
+
+def test_connection_ids_that_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "remove_pump", lambda endpoint, pump, last_word=(), keep=0.0: None)
+    verdict = simulate(SCENARIO)
+    assert "connection_ids=" in texts(verdict, "left over")
+
+
+def test_a_defect_that_closes_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneReceiver.feed
+    numbers = itertools.count()
+
+    def feed(lane: LaneReceiver, data: bytes) -> None:
+        if next(numbers) == 60:
+            raise ZeroDivisionError
+        real(lane, data)
+
+    monkeypatch.setattr(LaneReceiver, "feed", feed)
+    verdict = simulate(CALM)
+    assert "wrong ending" in rules(verdict)
+    assert "1 internal errors" in texts(verdict, "left over")
