@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -130,13 +131,17 @@ def test_what_escapes_and_what_takes_long_is_found() -> None:
 
 
 def test_what_the_last_net_catches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stumble(*_: object) -> None:
-        raise KeyError("no such thing")
+    payload_received = HardenedConnection._payload_received
+
+    def stumble(core: HardenedConnection, context: Any, plain: bytes, **options: Any) -> Any:
+        if plain.startswith(b"\x01stumble"):
+            raise KeyError("no such thing")
+        return payload_received(core, context, plain, **options)
 
     monkeypatch.setattr(HardenedConnection, "_payload_received", stumble)
     meter = Meter()
-    run(feed, "packets", [("initial", b"\x01")], meter)
-    assert [one.what for one in meter.findings] == ["caught by the last net: KeyError on a packet"]
+    run(feed, "packets", [("server", b"\x01stumble"), ("initial", b"\x01stumble"), ("server", b"\x01")], meter)
+    assert [one.what for one in meter.findings] == ["caught by the last net: KeyError on a packet"] * 2
 
 
 def test_a_finding_joins_the_corpus(tmp_path: Path) -> None:
