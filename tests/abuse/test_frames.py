@@ -61,7 +61,15 @@ async def test_13_a_hello_at_one_byte_per_ten_seconds(autojump_clock: MockClock)
         assert (ended.application, ended.code) == (True, CloseCode.HELLO_TIMEOUT)
 
 
-@pytest.mark.parametrize("where", ["control", "lane"])
+async def beat(raw: Raw) -> None:
+    number = 0
+    while True:
+        number += 1
+        raw.write(0, PingFrame(number))
+        await trio.sleep(15)
+
+
+@pytest.mark.parametrize("where", ["control", "lane", "lane, while it beats"])
 @pytest.mark.xfail(
     strict=True,
     reason="any byte counts as a sign of life, although 45 s without a *frame* are the rule, and a frame that has begun has no deadline",
@@ -74,6 +82,8 @@ async def test_13_a_frame_at_one_byte_per_ten_seconds(autojump_clock: MockClock,
         stream_id = 0 if where == "control" else raw.open(LaneOpen())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drip, raw, stream_id, framed(bytes(10_000)))
+            if where == "lane, while it beats":
+                nursery.start_soon(beat, raw)
             with trio.move_on_after(60):
                 closed = (await raw.ended()).by_peer
             nursery.cancel_scope.cancel()
