@@ -22,12 +22,14 @@ from trio.testing import MockClock
 
 from quicflow_trio.quic.hardened import HardenedConnection
 from quicflow_trio.testing import seeded
+from quicflow_trio.wire import encode
 from tests.abuse.fuzz import CORPUS, COUNTS, fuzz, read_corpus, write_finding
 from tests.abuse.mutate import quic_frame
-from tests.abuse.targets import Finding, Meter, open_target
+from tests.abuse.targets import Finding, Meter, open_target, prefixed
 from tests.quic.harness import varint
+from tests.wire.reference import FRAMES
 
-SHORT = {"datagrams": 4000, "packets": 800, "frames": 3000}
+SHORT = {"datagrams": 4000, "packets": 800, "frames": 2000}
 
 
 def run(function: Callable[..., object], *args: object, **options: object) -> None:
@@ -105,6 +107,28 @@ def test_any_datagrams(datagrams: list[bytes]) -> None:
 def test_any_packets(packets: list[bytes], where: str) -> None:
     meter = Meter()
     run(feed, "packets", [(where, one[:1000]) for one in packets], meter)
+    assert not meter.findings, report(meter)
+
+
+BODY = st.one_of(
+    st.binary(max_size=200),
+    st.builds(lambda frame: encode(frame)[4:], FRAMES),
+    st.builds(
+        lambda frame, where, byte: _with_byte(encode(frame)[4:], where, byte), FRAMES, st.integers(0, 400), st.integers(0, 255)
+    ),
+)
+
+
+def _with_byte(body: bytes, where: int, byte: int) -> bytes:
+    where %= len(body)
+    return body[:where] + bytes((byte,)) + body[where + 1 :]
+
+
+@given(inputs=st.lists(st.tuples(st.sampled_from(["hello", "client", "0", "1", "4", "8", "56"]), BODY), min_size=1, max_size=30))
+@settings(max_examples=12)
+def test_any_frames_and_hellos(inputs: list[tuple[str, bytes]]) -> None:
+    meter = Meter()
+    run(feed, "frames", [(where, prefixed(body)) for where, body in inputs], meter)
     assert not meter.findings, report(meter)
 
 
