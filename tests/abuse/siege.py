@@ -200,7 +200,7 @@ async def _check_nothing_left(siege: Siege, rest: dict[str, int], tasks: Mapping
         return {name: number for name, number in _remains(siege.server).items() if number > rest[name]}
 
     with trio.move_on_after(GONE):
-        await until(lambda: not left())
+        await until(lambda: not left(), step=0.25)
     leak = left()
     assert not leak, f"left behind: {leak}, before: {rest}"
     await trio.testing.wait_all_tasks_blocked()
