@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +132,6 @@ async def besieged(
     server_config: ServerConfig | None = None,
     client_config: ClientConfig | None = None,
     every: float = 0.1,
-    gone: Callable[[Siege], Any] | None = None,
     **world_options: Any,
 ) -> AsyncIterator[Siege]:
     """Run an attack, the body of the block, and check the common conditions around it.
@@ -144,7 +143,6 @@ async def besieged(
         server_config: its session's time to live is made one second, so that what is left shows early.
         client_config: of the client beside.
         every: seconds between two requests of the client beside.
-        gone: called when the block has ended, to check what is left of the attack itself.
         world_options: for `open_world`.
     """
     network = world_options.pop("network", None) or MemoryNetwork(delay=DELAY)
@@ -179,8 +177,6 @@ async def besieged(
         _check_bystander(siege, quiet)
         assert siege.most <= memory, f"grew by {siege.most / MIB:.1f} MiB"
         await _check_nothing_left(siege, rest, tasks)
-        if gone is not None:
-            gone(siege)
         for name, number in (expect or {}).items():
             assert siege.risen(name) == number, f"{name}: {siege.risen(name)}"
         assert siege.risen("internal_errors") == 0
