@@ -91,6 +91,13 @@ def browser(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz datagrams, encrypted packets and application frames: a full run takes half an hour; `-- --share 0.01` a moment."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.abuse.fuzz", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: a server and five clients over loopback UDP."""
     session.install("-e", ".")
