@@ -14,7 +14,7 @@ from functools import partial
 
 import trio
 
-from .crew import Crew, Worker
+from .crew import Crew, Watch, Worker
 from .deadlines import Deadlines
 from .errors import ProtocolError
 from .gate import Gate, Refusal, Rest
@@ -112,7 +112,7 @@ class Dispatcher:
         self._pending = 0
         self._idle = trio.lowlevel.ParkingLot()
         self._follower_starting = False
-        self._watching = False
+        self._watch = Watch(self._workers, handler_timeout, deadlines)
         self.received: int = 0
         self.failed: int = 0
         self.timeouts: int = 0
@@ -128,6 +128,7 @@ class Dispatcher:
         """Start no further handler; those that run are ended by their nursery."""
         self._nursery = None
         self.crew.blocked.pop(self, None)
+        self._watch.stop()
 
     @property
     def running(self) -> int:
@@ -285,8 +286,8 @@ class Dispatcher:
         incoming.cancel = worker.cancel
         worker.incoming = incoming
         worker.started = trio.current_time()
-        if not self._watching:
-            self._watch(worker.started)
+        if not self._watch.live:
+            self._watch.begin(worker.started)
         type = _TYPES.get(frame.type)
         route = None if type is None else self._router.route(frame.type)
         if type is None or route is None:
@@ -430,29 +431,6 @@ class Dispatcher:
                 wants_ack=frame.wants_ack,
             )
         )
-
-    # -- the handler deadline: no cost per message beyond a time stamp ---------------------------------------------
-    @property
-    def live(self) -> bool:
-        """True while the deadline watch is armed (`Deadlines` asks)."""
-        return self._watching
-
-    def _watch(self, now: float) -> None:
-        if self._handler_timeout != math.inf:
-            self._watching = True
-            self._deadlines.add(now + self._handler_timeout, self)
-
-    def expire(self, now: float) -> None:
-        """Cancel handlers past their deadline and look again when the next one is due."""
-        oldest = math.inf
-        for worker in self._workers:
-            if worker.started + self._handler_timeout <= now:
-                worker.cancel()
-            elif worker.started < oldest:
-                oldest = worker.started
-        self._watching = False
-        if oldest != math.inf:
-            self._watch(oldest)
 
 
 def _reason(exc: Exception) -> str:

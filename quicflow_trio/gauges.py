@@ -80,7 +80,6 @@ def measure(
     now = trio.current_time()
     counters = instruments.counters
     latency = counters.latency.snapshot()
-    completed = table.acked
     inbox_drops, packets_lost = _transport(connections)
     inbox_drops += counters.inbox_drops
     return MetricsSnapshot(
@@ -96,7 +95,7 @@ def measure(
         p95_latency=latency.quantile(0.95) * 1000,
         p99_latency=latency.quantile(0.99) * 1000,
         promise_created=table.created,
-        promise_completed=completed,
+        promise_completed=table.acked,
         promise_timeouts=table.timed_out,
         promise_active=table.active,
         network_errors=counters.network_errors + network.errors,

@@ -346,7 +346,7 @@ async def test_the_deadline_is_exact_for_each_and_harms_no_other(autojump_clock:
         assert statuses == {1: 3, 2: 1, 3: 3, 4: 1, 5: 1, 6: 3}
         assert (bench.dispatcher.timeouts, bench.dispatcher.failed) == (3, 3)
         await trio.sleep(20)
-        assert not bench.dispatcher.live, "with nothing to watch, the watch ends"
+        assert not bench.dispatcher._watch.live, "with nothing to watch, the watch ends"
 
 
 async def test_without_a_deadline_a_handler_may_run_for_ever(autojump_clock: MockClock) -> None:

@@ -280,6 +280,15 @@ class HardenedConnection(LeanSender):
             raise _violation(QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "ACK of a packet that was never sent")
         super()._handle_ack_frame(context, frame_type, buf)
 
+    def _handle_new_connection_id_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        # Stock calls it a PROTOCOL_VIOLATION; RFC 9000 section 19.15 wants the other error.
+        start = buf.tell()
+        sequence, retire = buf.pull_uint_var(), buf.pull_uint_var()
+        buf.seek(start)
+        if retire > sequence:
+            raise _violation(QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "retires connection ids that it does not know yet")
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+
     def _log_key_updated(self, key_type: str, trigger: str) -> None:
         # Called for the receiving and the sending key of each update. Stock takes one with every packet, each at four key
         # derivations; RFC 9001 section 6.5 lets us call a quick succession an error.

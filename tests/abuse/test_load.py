@@ -269,7 +269,6 @@ async def test_36_handlers_that_are_cancelled(autojump_clock: MockClock) -> None
         assert ended == ["given up", "timed out", "gone"]
 
 
-@pytest.mark.xfail(strict=True, reason="the watch over a session's handlers stays among the timers for the handler time-out")
 async def test_36_a_session_that_is_over_has_no_timer(autojump_clock: MockClock) -> None:
     """Each timer holds a whole session: who comes, sends one message and goes, again and again, would pile them up."""
     left = []

@@ -221,7 +221,7 @@ async def test_requests_on_the_wire_and_behind_it_get_their_results_after_a_reco
             outcome.append((await client.request(Message.command(b"first"), ack_timeout=1000)).result)
 
         async def behind() -> None:
-            await until(lambda: client.state.value.value != "connected")
+            await until(lambda: client.state.value.value != "connected", seconds=100)
             outcome.append((await client.request(Message.query(b"second"), ack_timeout=1000)).result)
 
         async with trio.open_nursery() as nursery:

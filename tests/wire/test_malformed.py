@@ -118,7 +118,7 @@ def test_groups_nest_as_deep_as_allowed() -> None:
         field(8, MESSAGE + field(3, 1) + field(4, b"x") + field(5, 7)),
         field(8, MESSAGE + field(3, 1)),
         field(8, MESSAGE + field(3, 1) + field(4, b"")),
-        field(8, MESSAGE) + field(12, b"later"),
+        field(8, MESSAGE) + field(14, b"later"),
         field(8, field(1, 1 << 63) + field(2, ID)),
         field(10, field(2, 1) + field(1, 1)),
         field(10, field(1, 1) + field(3, 1) + field(2, 1)),
@@ -158,9 +158,9 @@ def test_the_fields_of_one_frame_are_counted(make: Callable[[int], bytes]) -> No
 
 
 def test_the_count_has_the_documented_limit() -> None:
-    assert wire.decode(field(12, 0) * fields.MAX_FIELDS) is None
+    assert wire.decode(field(15, 0) * fields.MAX_FIELDS) is None
     with pytest.raises(wire.DecodeError, match="more than 16,384 fields"):
-        wire.decode(field(12, 0) * (fields.MAX_FIELDS + 1))
+        wire.decode(field(15, 0) * (fields.MAX_FIELDS + 1))
 
 
 def test_a_receipt_of_too_many_ranges_is_refused() -> None:
