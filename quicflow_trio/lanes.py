@@ -20,8 +20,8 @@ from .wire import FrameReader, LaneOpen, decode
 __all__ = ["LaneStreams"]
 
 KEPT_ACKS = 4
-"""How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
-the way, and what the confirmation takes to come."""
+"""How many times `Limits.outbox_bytes`, or the window of a return half where that is more, the acks of a lane may take that have left
+and are not confirmed: one window of them may be on the way, and as much again for each round trip that the confirmation is late."""
 
 
 class LaneStreams:
@@ -214,8 +214,7 @@ class LaneStreams:
             batch = receiver.next_batch()
             if batch:
                 self._write(receiver.stream_id, batch)
-                if receiver.kept_bytes > self._limits.outbox_bytes:
-                    receiver.trim(KEPT_ACKS * self._limits.outbox_bytes)
+                self._trim(receiver)
             if stalled:
                 link.dispatcher.resume(receiver)
         else:
@@ -227,6 +226,12 @@ class LaneStreams:
         if limit > receiver.granted:
             receiver.granted = limit
             engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+
+    def _trim(self, receiver: LaneReceiver) -> None:
+        """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
+        limit = KEPT_ACKS * max(self._limits.outbox_bytes, RETURN_WINDOW)
+        if receiver.kept_bytes > limit:
+            receiver.trim(limit + self._engine.unsent(receiver.stream_id))
 
     def _flush_sender(self, sender: LaneSender) -> None:
         stream_id = sender.stream_id

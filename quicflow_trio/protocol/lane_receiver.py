@@ -10,7 +10,9 @@ Contract::
     lane.detach()                   the connection is gone; with ``keeps`` the acks wait for the session's next one
     lane.attach(...)                it goes on there: acks that the peer has not taken are written again, from the store
 
-Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers.
+Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers. A session that resumes gets a stream with
+a whole window of new credit, while handlers hold what came on earlier ones. So no more than a window is ever *decoded* ahead of them;
+the rest is given up with its connection, and comes again.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from ..wire import (
     holds_message,
 )
 from .handshake import check_lane_name
+from .ranges import add_number
 
 __all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
 
@@ -101,8 +104,10 @@ class LaneReceiver:
         "_ahead",
         "_cancelled_later",
         "_handled",
+        "_held",
         "_kept",
         "_later",
+        "_let_go",
         "_opened",
         "_payload_limit",
         "_reader",
@@ -112,6 +117,7 @@ class LaneReceiver:
         "_runs",
         "_tell_handled",
         "_told",
+        "_window",
         "ack_bytes",
         "arrived",
         "attached",
@@ -149,8 +155,11 @@ class LaneReceiver:
         self.keeps: bool = keeps
         self._opened = False
         self._payload_limit = payload_limit
+        self._window = granted
         self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
         self._active: dict[int, Incoming] = {}
+        # What those hold, bytes.
+        self._held = 0
         self._received = 0
         self._handled = 0
         # First and last of each run of messages handled ahead of one that is not, in order. There are at most as many runs as there
@@ -162,6 +171,8 @@ class LaneReceiver:
         self._acks: list[bytes] = []
         # Acks written and not confirmed, by batch: number of the last one, acks, bytes.
         self._kept: deque[tuple[int, list[bytes], int]] = deque()
+        # The last ack that was given up unconfirmed.
+        self._let_go = 0
         # Messages that were handled in the order in which they came, without a result: they share one ack. -1 while there are none.
         self._runs = runs
         self._run_first = self._run_last = -1
@@ -231,18 +242,20 @@ class LaneReceiver:
     def decode(self, limit: int) -> int:
         """Decode what has arrived, at most ``limit`` messages of it; return how many were queued.
 
-        Further messages stay encoded, which takes a tenth of the memory. Cancellations do not wait behind them: the handler that one
+        Further messages stay encoded, which takes a tenth of the memory; so do those beyond a window of bytes whose handlers have not
+        ended. Cancellations do not wait behind them: the handler that one
         is to end may be what they all wait for.
 
         Raises:
             RemoteProtocolError: what came is not allowed there, or out of sequence.
         """
         later = self._later
+        window = self._window
         queued = 0
-        while later and queued < limit:
+        while later and queued < limit and self._held < window:
             queued += self._take(later.popleft())
         for body in self._reader.frames():
-            if (later or queued >= limit) and holds_message(body):
+            if (later or queued >= limit or self._held >= window) and holds_message(body):
                 later.append(body)
             else:
                 queued += self._take(body)
@@ -281,6 +294,7 @@ class LaneReceiver:
             self._cancelled_later.remove(seq)
             incoming.cancelled = True
         self._active[seq] = incoming
+        self._held += size
         self.queue.append(incoming)
 
     def _handle_open(self, frame: LaneOpen) -> None:
@@ -300,12 +314,23 @@ class LaneReceiver:
         kept = self._kept
         while kept and kept[0][0] <= acked:
             self.kept_bytes -= kept.popleft()[2]
+        if kept:
+            # What was written as one piece may be taken in several.
+            last, acks, size = kept[0]
+            taken = bisect.bisect_right(acks, acked, key=_last_of)
+            if taken:
+                freed = sum(map(len, acks[:taken]))
+                del acks[:taken]
+                kept[0] = (last, acks, size - freed)
+                self.kept_bytes -= freed
 
     def _replay(self, acked: int) -> None:
         """Queue the acks again that went out on an earlier connection and were not taken."""
         self._confirm(acked)
+        if acked < self._let_go:
+            raise RemoteProtocolError(f"acks up to {self._let_go} went unconfirmed for too long, and only {acked} were taken")
         if self._kept:
-            again = [ack for _, acks, _ in self._kept for ack in acks if _last_of(ack) > acked]
+            again = [ack for _, acks, _ in self._kept for ack in acks]
             self._kept.clear()
             self.kept_bytes = 0
             self.ack_bytes += sum(len(ack) for ack in again)
@@ -331,6 +356,7 @@ class LaneReceiver:
         frame = incoming.frame
         seq = frame.seq
         del self._active[seq]
+        self._held -= incoming.size
         self.released += incoming.size
         if seq == self._handled + 1 and not self._ahead:
             self._handled = seq
@@ -365,17 +391,7 @@ class LaneReceiver:
     def _note_handled(self, seq: int) -> None:
         """Enter a message into the runs of the handled, of which the first may close the gap behind it."""
         ahead = self._ahead
-        index = bisect.bisect(ahead, [seq])
-        joins_last = index > 0 and ahead[index - 1][1] == seq - 1
-        joins_next = index < len(ahead) and ahead[index][0] == seq + 1
-        if joins_last and joins_next:
-            ahead[index - 1][1] = ahead.pop(index)[1]
-        elif joins_last:
-            ahead[index - 1][1] = seq
-        elif joins_next:
-            ahead[index][0] = seq
-        else:
-            ahead.insert(index, [seq, seq])
+        add_number(ahead, seq)
         if ahead[0][0] == self._handled + 1:
             self._handled = ahead.pop(0)[1]
 
@@ -383,11 +399,12 @@ class LaneReceiver:
         """Let go of the oldest acks that the peer has not confirmed, but for ``limit`` bytes.
 
         A peer that reads its acks confirms them long before. They hold no handler back: the confirmation may stand behind a message
-        that waits for one. If one is missed after a resume, the gap in the numbers ends the session: an error, never a wrong result.
+        that waits for one. A peer that comes back and has not taken them ends the session by that: an error, never a wrong result.
         """
         kept = self._kept
         while self.kept_bytes > limit and len(kept) > 1:
-            self.kept_bytes -= kept.popleft()[2]
+            self._let_go, _, size = kept.popleft()
+            self.kept_bytes -= size
 
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
@@ -447,12 +464,9 @@ class LaneReceiver:
             self._later.clear()
             self._cancelled_later.clear()
         # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished.
-        self.released = self.arrived - self._held() - sum(len(body) + PREFIX for body in self._later)
+        self.released = self.arrived - self._held - sum(len(body) + PREFIX for body in self._later)
         if not self.keeps:
             self.forget_acks()
-
-    def _held(self) -> int:
-        return sum(incoming.size for incoming in self._active.values())
 
     def forget_acks(self) -> None:
         """Drop all acks, from now on too: nobody will ask for them."""
@@ -471,9 +485,10 @@ class LaneReceiver:
         self.granted = granted
         self.attached = True
         self.arrived = 0
-        self.released = -self._held()
+        self.released = -self._held
         self._opened = False
-        self._told = (self._received, self._handled)
+        # What the peer was told in the hello or welcome may be old by now, and has no ranges.
+        self._told = (0, 0)
         self._reader = FrameReader(self._payload_limit + FRAME_OVERHEAD)
 
 
