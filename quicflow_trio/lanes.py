@@ -15,7 +15,7 @@ from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from .protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from .quic.engine import Engine, StreamData
-from .wire import FrameReader, LaneOpen, decode
+from .wire import PREFIX_SIZE, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
@@ -107,13 +107,12 @@ class LaneStreams:
         """Take in the first bytes of a stream that may carry a lane known from an earlier connection: its name says so."""
         stream_id = event.stream_id
         data = self._openings.pop(stream_id, b"") + event.data
-        reader = FrameReader(self._limits.payload + FRAME_OVERHEAD)
-        reader.feed(data)
-        first = reader.frames(1)
-        if not first:
+        size = int.from_bytes(data[:PREFIX_SIZE], "big")
+        if len(data) < PREFIX_SIZE or len(data) - PREFIX_SIZE < size <= FRAME_OVERHEAD:
             self._openings[stream_id] = data
             return
-        opening = decode(first[0])
+        # A first frame too long to be a name, which would be copied with every packet of it, is left to a lane of its own to refuse.
+        opening = decode(data[PREFIX_SIZE : PREFIX_SIZE + size]) if 0 < size <= FRAME_OVERHEAD else None
         known = self._link.session_lanes.get(opening.name) if isinstance(opening, LaneOpen) else None
         if known is None or known.attached:
             receiver = self._new_receiver(stream_id)
@@ -296,13 +295,17 @@ class LaneStreams:
     @property
     def all_received(self) -> bool:
         """True when the peer has confirmed every message that was written, and none waits that may still be written."""
-        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._senders.values())
+        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._link.lanes.values())
 
     @property
     def quiet(self) -> bool:
-        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs."""
+        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs.
+
+        Lanes of the session count that the peer has not opened again on this connection: what is kept for them, it has not got.
+        """
+        link = self._link
         return (
             self.all_received
-            and not any(lane.waiting for lane in self._senders.values())
-            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+            and not any(lane.waiting for lane in link.lanes.values())
+            and not any(lane.busy or (lane.kept_bytes and not lane.attached) for lane in link.session_lanes.values())
         )

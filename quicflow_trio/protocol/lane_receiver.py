@@ -17,13 +17,11 @@ the rest is given up with its connection, and comes again.
 
 from __future__ import annotations
 
-import bisect
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import RemoteProtocolError
 from ..wire import (
-    AckFrame,
     AckStatus,
     CancelFrame,
     ConfirmFrame,
@@ -37,6 +35,7 @@ from ..wire import (
     holds_message,
 )
 from .handshake import check_lane_name
+from .kept_acks import KeptAcks
 from .ranges import add_number
 
 __all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
@@ -89,7 +88,6 @@ class LaneReceiver:
         attached: false while no connection carries it.
         keeps: true when acks are kept until the peer has confirmed them, for a resume; else they end with the connection.
         ack_bytes: bytes of acks that wait to be written.
-        kept_bytes: bytes of acks written that the peer has not confirmed.
         released: bytes of credit given back, all in all.
         scheduled: true while the dispatcher has it on its list.
         counted: bytes of it that stand in the credit budget.
@@ -107,7 +105,6 @@ class LaneReceiver:
         "_held",
         "_kept",
         "_later",
-        "_let_go",
         "_opened",
         "_payload_limit",
         "_reader",
@@ -125,7 +122,6 @@ class LaneReceiver:
         "granted",
         "held_back",
         "keeps",
-        "kept_bytes",
         "name",
         "newer",
         "older",
@@ -151,7 +147,6 @@ class LaneReceiver:
         self.arrived: int = 0
         self.released: int = 0
         self.ack_bytes: int = 0
-        self.kept_bytes: int = 0
         self.keeps: bool = keeps
         self._opened = False
         self._payload_limit = payload_limit
@@ -169,10 +164,7 @@ class LaneReceiver:
         self._tell_handled = False
         self._ack_seq = 0
         self._acks: list[bytes] = []
-        # Acks written and not confirmed, by batch: number of the last one, acks, bytes.
-        self._kept: deque[tuple[int, list[bytes], int]] = deque()
-        # The last ack that was given up unconfirmed.
-        self._let_go = 0
+        self._kept = KeptAcks()
         # Messages that were handled in the order in which they came, without a result: they share one ack. -1 while there are none.
         self._runs = runs
         self._run_first = self._run_last = -1
@@ -186,6 +178,11 @@ class LaneReceiver:
         return self.arrived - self.released
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of acks written that the peer has not confirmed."""
+        return self._kept.size
+
+    @property
     def undecoded(self) -> bool:
         """True when messages wait to be decoded."""
         return bool(self._later)
@@ -194,6 +191,11 @@ class LaneReceiver:
     def waiting(self) -> bool:
         """True while messages wait for a handler, or for a serial one to end."""
         return bool(self.queue) or self.held_back or bool(self._later)
+
+    @property
+    def busy(self) -> bool:
+        """True while there are messages whose handlers have not ended, or acks to be written."""
+        return bool(self._active or self._later or self.ack_bytes)
 
     def follow(self, older: LaneReceiver, resume: Callable[[], None]) -> None:
         """Let the lane of the same name on an earlier connection go first; ``resume`` is called when this one may start."""
@@ -308,33 +310,16 @@ class LaneReceiver:
         self._replay(frame.acked)
 
     def _confirm(self, acked: int) -> None:
-        """Forget the acks that the peer has taken."""
         if acked > self._ack_seq:
             raise RemoteProtocolError(f"{acked} acks confirmed, but the last one was {self._ack_seq}")
-        kept = self._kept
-        while kept and kept[0][0] <= acked:
-            self.kept_bytes -= kept.popleft()[2]
-        if kept:
-            # What was written as one piece may be taken in several.
-            last, acks, size = kept[0]
-            taken = bisect.bisect_right(acks, acked, key=_last_of)
-            if taken:
-                freed = sum(map(len, acks[:taken]))
-                del acks[:taken]
-                kept[0] = (last, acks, size - freed)
-                self.kept_bytes -= freed
+        self._kept.confirm(acked)
 
     def _replay(self, acked: int) -> None:
         """Queue the acks again that went out on an earlier connection and were not taken."""
         self._confirm(acked)
-        if acked < self._let_go:
-            raise RemoteProtocolError(f"acks up to {self._let_go} went unconfirmed for too long, and only {acked} were taken")
-        if self._kept:
-            again = [ack for _, acks, _ in self._kept for ack in acks]
-            self._kept.clear()
-            self.kept_bytes = 0
-            self.ack_bytes += sum(len(ack) for ack in again)
-            self._acks[:0] = again
+        again = self._kept.replay(acked)
+        self.ack_bytes += sum(map(len, again))
+        self._acks[:0] = again
 
     def _handle_cancel(self, seq: int) -> None:
         following = self._received + len(self._later) + 1
@@ -396,15 +381,8 @@ class LaneReceiver:
             self._handled = ahead.pop(0)[1]
 
     def trim(self, limit: int) -> None:
-        """Let go of the oldest acks that the peer has not confirmed, but for ``limit`` bytes.
-
-        A peer that reads its acks confirms them long before. They hold no handler back: the confirmation may stand behind a message
-        that waits for one. A peer that comes back and has not taken them ends the session by that: an error, never a wrong result.
-        """
-        kept = self._kept
-        while self.kept_bytes > limit and len(kept) > 1:
-            self._let_go, _, size = kept.popleft()
-            self.kept_bytes -= size
+        """Keep no more than about ``limit`` bytes of acks that the peer does not confirm; see `KeptAcks.trim`."""
+        self._kept.trim(limit)
 
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
@@ -415,8 +393,7 @@ class LaneReceiver:
         if acks:
             batch = b"".join(acks)
             if self.keeps:
-                self._kept.append((self._ack_seq, acks, len(batch)))
-                self.kept_bytes += len(batch)
+                self._kept.keep(self._ack_seq, acks, len(batch))
                 self._acks = []
             else:
                 acks.clear()
@@ -474,7 +451,7 @@ class LaneReceiver:
         self._acks.clear()
         self._kept.clear()
         self._run_first = self._run_last = -1
-        self.ack_bytes = self.kept_bytes = 0
+        self.ack_bytes = 0
 
     def attach(self, stream_id: int, granted: int) -> None:
         """Go on with a stream of the session's next connection, whose first frame names the lane again.
@@ -490,10 +467,3 @@ class LaneReceiver:
         # What the peer was told in the hello or welcome may be old by now, and has no ranges.
         self._told = (0, 0)
         self._reader = FrameReader(self._payload_limit + FRAME_OVERHEAD)
-
-
-def _last_of(ack: bytes) -> int:
-    """Return the number of the last ack in an encoded frame."""
-    frame = decode(ack[PREFIX:])
-    assert isinstance(frame, AckFrame)
-    return frame.ack_seq + frame.more

@@ -284,7 +284,7 @@ class World:
             # What is decoded, and what came on this connection and is not: flat, however many connections there were.
             assert receiver._held <= limits.lane_window + frame
             assert receiver.held_bytes <= 2 * (limits.lane_window + frame)
-            assert receiver.kept_bytes == sum(len(ack) for _, acks, _ in receiver._kept for ack in acks)
+            assert receiver.kept_bytes == sum(len(ack) for _, acks, _ in receiver._kept._pieces for ack in acks)
 
     def check_end(self) -> None:
         for sent in self.messages.values():
