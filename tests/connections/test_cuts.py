@@ -130,7 +130,8 @@ async def call(name: str, client: Client, server: Server) -> object:
     if what == "events":
         for number in range(3):
             sent = await peer.lane("events").send(Message.event(b"%d" % number))
-        return await sent.delivered()
+        await sent.delivered()
+        return None
     try:
         lane = peer.lane("other") if what == "other" else peer
         return (await lane.request(Message.query(what.encode()), ack_timeout=math.inf)).result

@@ -25,12 +25,12 @@ from quicflow_trio import (
     ServerConfig,
 )
 from quicflow_trio.protocol.state import CloseCode
-from quicflow_trio.testing import MemoryNetwork, World, open_world
+from quicflow_trio.testing import MemoryNetwork, World, open_world, seeded
 from quicflow_trio.wire import LaneOpen, LaneState, MessageFrame, Welcome
 from tests.auth.tokens import authenticator, token, virtual_time
 from tests.connections.machine import client_of, open_machine, until
 from tests.connections.raw import hello, open_raw
-from tests.connections.test_resuming import Counting, cut
+from tests.connections.test_resuming import cut
 
 SOON = ClientConfig(backoff_initial=0.01, backoff_max=0.1, seed=1)
 SURVIVED = {CloseCode.HEARTBEAT_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED}
@@ -199,7 +199,14 @@ async def test_what_handlers_hold_does_not_grow_with_the_reconnects(autojump_clo
         await session.close()
 
 
-async def test_a_cancelled_server_says_so_on_a_connection_that_came_later(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_cancelled_server_says_so_on_a_connection_that_came_later(autojump_clock: MockClock, seed: int) -> None:
+    """In whatever order its tasks, that of the session and that of the connection, are cancelled."""
+    with seeded(seed):
+        await see_a_server_stop()
+
+
+async def see_a_server_stop() -> None:
     async with open_machine() as machine, client_of(machine.network, config=SOON) as client:
         await client.wait_connected()
         session = machine.server.sessions["worker"]
