@@ -70,12 +70,11 @@ async def beat(raw: Raw) -> None:
 
 
 @pytest.mark.parametrize("where", ["control", "lane", "lane, while it beats"])
-@pytest.mark.xfail(
-    strict=True,
-    reason="any byte counts as a sign of life, although 45 s without a *frame* are the rule, and a frame that has begun has no deadline",
-)
 async def test_13_a_frame_at_one_byte_per_ten_seconds(autojump_clock: MockClock, where: str) -> None:
-    """Bound: a frame that has begun is complete within the heartbeat time-out, or its connection is closed."""
+    """Bound: a frame that has begun brings its end, or 128 bytes a second, within the heartbeat time-out, or its connection is closed.
+
+    It is seen to have begun, and to stand still, when something else comes: within the 15 s of the heartbeats.
+    """
     closed = False
     async with besieged(every=1.0) as siege, open_raw(siege.network) as raw:
         await raw.greet()
@@ -84,7 +83,7 @@ async def test_13_a_frame_at_one_byte_per_ten_seconds(autojump_clock: MockClock,
             nursery.start_soon(drip, raw, stream_id, framed(bytes(10_000)))
             if where == "lane, while it beats":
                 nursery.start_soon(beat, raw)
-            with trio.move_on_after(60):
+            with trio.move_on_after(45 + 15 + 1):
                 closed = (await raw.ended()).by_peer
             nursery.cancel_scope.cancel()
     assert closed
