@@ -403,6 +403,10 @@ class FrameTarget:
             for _ in range(5):
                 await session.send(Message.event(b"for receipts"))
             await raw.frame(MessageFrame, 1, 5)
+            # What is fed before a lane's name has come would be taken for its beginning.
+            connection: Any = session._connection
+            while any(lane not in connection._lanes._receivers for lane in LANES):
+                await trio.sleep(0.001)
         return raw
 
     async def aclose(self) -> None:
