@@ -1,0 +1,32 @@
+"""What needs real processes and real sockets to be believed: `python -m tests.endurance --help`."""
+
+from __future__ import annotations
+
+from cyclopts import App
+
+from benchmarks.harness.session import run_app
+from tests.endurance import reconnects as reconnects_
+from tests.endurance.conduct import Common, conduct
+
+app = App(
+    name="python -m tests.endurance",
+    help="Prove, with real processes and real sockets, what is promised. Each ends with 1 where it does not hold.",
+    help_format="plaintext",
+    version_flags=(),
+    backend="trio",
+    suppress_keyboard_interrupt=False,
+)
+
+
+@app.command
+async def reconnects(
+    *,
+    settings: reconnects_.Reconnects = reconnects_.Reconnects(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Make requests through a lossy UDP proxy and force reconnects meanwhile: nothing lost, nothing handled twice."""
+    await conduct("reconnects", reconnects_.prove, settings, common)
+
+
+if __name__ == "__main__":
+    run_app(app)
