@@ -505,6 +505,7 @@ async def open_client(
                         client._end(partial(ConnectionClosed, "the client was closed"))
         finally:
             client._set_state(ClientState.IDLE, "closed")
+            client._link.dispatcher.stop()
             client._link.release()
             client._events.close()
     if client._refusal is not None and not client._refusal_seen:

@@ -6,6 +6,7 @@ from cyclopts import App
 
 from benchmarks.harness.session import run_app
 from tests.endurance import reconnects as reconnects_
+from tests.endurance import soak as soak_
 from tests.endurance.conduct import Common, conduct
 
 app = App(
@@ -26,6 +27,16 @@ async def reconnects(
 ) -> None:
     """Make requests through a lossy UDP proxy and force reconnects meanwhile: nothing lost, nothing handled twice."""
     await conduct("reconnects", reconnects_.prove, settings, common)
+
+
+@app.command
+async def soak(
+    *,
+    settings: soak_.Soak = soak_.Soak(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Talk both ways for half an hour under faults: memory stays flat, and at the end nothing is left over."""
+    await conduct("soak", soak_.prove, settings, common)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ async def _open_child(module: str, settings: Event, heard: Callable[[Event], Non
             nursery.cancel_scope.cancel()
 
 
-def open_server(folder: Path, *, port: int = 0, **config: Any) -> Any:
+def open_server(folder: Path, config: Event, *, port: int = 0) -> AbstractAsyncContextManager[Child]:
     """Run a server whose ledger is ``server.ledger`` in the folder."""
     tls = throwaway_tls()[0]
     settings = {
@@ -145,7 +145,7 @@ def open_server(folder: Path, *, port: int = 0, **config: Any) -> Any:
         "key": str(tls.key_file),
         "port": port,
         "ledger": str(folder / "server.ledger"),
-        "config": config,
+        "config": dict(config),
     }
     return _open_child("tests.endurance.server", settings, _ignore)
 
@@ -154,18 +154,18 @@ def open_crowd(
     folder: Path,
     name: str,
     ports: Sequence[int],
+    config: Event,
     heard: Callable[[Event], None] = _ignore,
     *,
     seed: int = 0,
-    **config: Any,
-) -> Any:
+) -> AbstractAsyncContextManager[Child]:
     """Run a client for each port, ``name-0`` and so on, whose ledger is ``name.ledger`` in the folder."""
     settings = {
         "ids": [f"{name}-{number}" for number in range(len(ports))],
         "ports": list(ports),
         "ca": str(throwaway_tls()[1].ca_file),
         "ledger": str(folder / f"{name}.ledger"),
-        "config": config,
+        "config": dict(config),
         "seed": seed,
     }
     return _open_child("tests.endurance.crowd", settings, heard)

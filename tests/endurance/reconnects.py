@@ -118,12 +118,12 @@ async def prove(settings: Reconnects, folder: Path, bar: Bar, report: Report) ->
     """Run it."""
     watch = Watch()
     each = settings.requests // settings.clients
-    async with open_server(folder, **HEARTBEATS) as server:
+    async with open_server(folder, HEARTBEATS) as server:
         address = ("127.0.0.1", server.hello["port"])
         async with open_proxy(address, settings.clients, settings.faults, settings.seed) as proxy:
             ports = [door.port for door in proxy.doors]
             config = {**HEARTBEATS, "backoff_initial": 0.1, "backoff_max": 1.0}
-            async with open_crowd(folder, "client", ports, watch.hear, seed=settings.seed, **config) as crowd:
+            async with open_crowd(folder, "client", ports, config, watch.hear, seed=settings.seed) as crowd:
                 started = time.monotonic()
                 await crowd.ask("work", calls=each, tasks=settings.tasks, mix=asdict(Mix()))
                 forced = await _cut(settings, watch, proxy, crowd, bar)
