@@ -147,6 +147,7 @@ class Link:
         self.lane_limit: int = limits.lanes
         self.held_bytes: int = 0
         self.trouble: str = ""
+        self._interruption = "the connection ended"
         self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
         self.session_lanes: dict[str, LaneReceiver] = {}
         self.resumable: bool = False
@@ -215,7 +216,9 @@ class Link:
     def _begin(self) -> None:
         """Begin a new session: the peer knows nothing of an earlier one."""
         for lane in self.lanes.values():
-            lost, again = lane.restart(partial(ConnectionLost, "the session ended while the connection was away"))
+            lost, again = lane.restart(
+                partial(ConnectionLost, f"{self._interruption}; the peer does not know the session any more")
+            )
             self.lost(lost)
             self.instruments.counters.messages_redelivered += again
         self._forget_received()
@@ -249,8 +252,12 @@ class Link:
         every = all(lane.can_resume(known.pop(name, LaneState(name))) for name, lane in self.lanes.items())
         return every and not known
 
-    def pause(self) -> None:
-        """Note that the connection is gone and the session is not: everything waits for its next connection."""
+    def pause(self, interruption: str = "") -> None:
+        """Note that the connection is gone and the session is not: everything waits for its next connection.
+
+        Should the session not go on, what was on the wire ends with this ``interruption`` as the reason.
+        """
+        self._interruption = interruption or self._interruption
         self._let_go()
         for lane in self.lanes.values():
             lane.pause()

@@ -516,7 +516,7 @@ class FrameTarget:
     async def _feed_client(self, data: bytes) -> None:
         client = self._world.clients["client-0"]
         await client.wait_connected()
-        connection = client._connection
+        connection = client._supervisor.connection
         assert connection is not None
         self._hand_over("client", data, connection, StreamData(0, data, False), 1)
         await trio.sleep(0.001)

@@ -106,7 +106,7 @@ async def test_exactly_once_whenever_the_connection_is_cut(autojump_clock: MockC
                 nursery.start_soon(talk, session, chance, received, 60)
                 for _ in range(8):
                     await trio.sleep(chance.random() * 0.4)
-                    cut(chance.choice((client._connection, session._connection)))
+                    cut(chance.choice((client._supervisor.connection, session._connection)))
             assert world.server.session("client-0") is session
             assert (len(sent), len(received)) == (60, 60)
             assert server.runs == dict.fromkeys(sent, 1)
@@ -125,7 +125,7 @@ async def test_order_is_kept_over_reconnects(autojump_clock: MockClock, seed: in
             sent = await client.send(Message.event(b"%d" % number))
             await trio.sleep(0.005)
             if chance.random() < 0.03:
-                cut(client._connection)
+                cut(client._supervisor.connection)
         await sent.delivered()
         assert server.order == [b"%d" % number for number in range(200)]
         assert client.metrics().messages_sent == 200
@@ -144,7 +144,7 @@ async def test_a_request_taken_back_while_away_is_not_handled(autojump_clock: Mo
         with pytest.raises(AckTimeout):
             await client.request(Message.query(b"timed out"), ack_timeout=1)
         last = await client.send(Message.event(b"last"))
-        cut(client._connection)
+        cut(client._supervisor.connection)
         network.heal()
         await last.delivered()
         await first.delivered()
@@ -171,7 +171,7 @@ async def test_a_handler_is_cancelled_although_its_cancellation_was_lost(autojum
                 nursery.start_soon(client.request, Message.command())
                 await trio.sleep(1)
                 network.partition("client-0")
-        cut(client._connection)
+        cut(client._supervisor.connection)
         network.heal()
         with trio.fail_after(30):
             await ended.wait()
@@ -197,7 +197,7 @@ async def test_a_restarted_server_gets_again_what_may_be_redelivered(autojump_cl
             nursery.start_soon(ask, asked)
             nursery.start_soon(ask, Message.query(b"once"))
             await trio.sleep(1)
-            cut(client._connection)
+            cut(client._supervisor.connection)
             await machine.kill()
             machine.network.heal()
             await machine.start()
