@@ -5,6 +5,8 @@ from __future__ import annotations
 from cyclopts import App
 
 from benchmarks.harness.session import run_app
+from tests.endurance import drain as drain_
+from tests.endurance import kill as kill_
 from tests.endurance import reconnects as reconnects_
 from tests.endurance import soak as soak_
 from tests.endurance.conduct import Common, conduct
@@ -27,6 +29,26 @@ async def reconnects(
 ) -> None:
     """Make requests through a lossy UDP proxy and force reconnects meanwhile: nothing lost, nothing handled twice."""
     await conduct("reconnects", reconnects_.prove, settings, common)
+
+
+@app.command
+async def kill(
+    *,
+    settings: kill_.Kill = kill_.Kill(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Kill -9 the server in traffic and start it again: all clients come back, nothing that was acked is lost."""
+    await conduct("kill", kill_.prove, settings, common)
+
+
+@app.command
+async def drain(
+    *,
+    settings: drain_.Drain = drain_.Drain(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Send SIGTERM to a server with requests in flight: all are answered, and it ends in time."""
+    await conduct("drain", drain_.prove, settings, common)
 
 
 @app.command

@@ -137,3 +137,7 @@ class Account:
         """Return how many messages that go out again were never handled, other than those that their caller took back."""
         spared = self._ended[What.CANCELLED]
         return sum(again and id not in self._handled and id not in spared for id, again in self.begun.items())
+
+    def failed_though_redeliver(self) -> int:
+        """Return how many calls failed though their message goes out again."""
+        return sum(self.begun[id] for id in self._ended[What.FAILED])

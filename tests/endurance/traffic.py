@@ -28,6 +28,7 @@ class Mix:
         size: bytes of a payload at most.
         slow: share of the messages whose handlers take their time.
         seconds: that those take at most.
+        least: and at least.
         sends: share of the calls that are a send until delivered, and no request.
         redeliver: share of the messages that go out again after a restart of the other side.
         hasty: share of the calls that their caller takes back.
@@ -40,6 +41,7 @@ class Mix:
     size: int = 200
     slow: float = 0.0
     seconds: float = 0.0
+    least: float = 0.0
     sends: float = 0.0
     redeliver: float = 0.0
     hasty: float = 0.0
@@ -106,7 +108,7 @@ class Caller:
     async def call(self, find: Callable[[], Peer]) -> None:
         """Make one call."""
         mix, rng = self._mix, self._random
-        seconds = rng.uniform(0, mix.seconds) if rng.random() < mix.slow else 0.0
+        seconds = rng.uniform(mix.least, mix.seconds) if rng.random() < mix.slow else 0.0
         payload = make_payload(rng.randbytes(rng.randint(16, max(16, mix.size))), seconds)
         redeliver = rng.random() < mix.redeliver
         message = Message.command(payload, delivery=Delivery.REDELIVER if redeliver else Delivery.AT_MOST_ONCE)
