@@ -9,6 +9,7 @@ from tests.endurance import drain as drain_
 from tests.endurance import kill as kill_
 from tests.endurance import reconnects as reconnects_
 from tests.endurance import soak as soak_
+from tests.endurance import stuck as stuck_
 from tests.endurance.conduct import Common, conduct
 
 app = App(
@@ -49,6 +50,16 @@ async def drain(
 ) -> None:
     """Send SIGTERM to a server with requests in flight: all are answered, and it ends in time."""
     await conduct("drain", drain_.prove, settings, common)
+
+
+@app.command
+async def stuck(
+    *,
+    settings: stuck_.Stuck = stuck_.Stuck(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Stop one client of a thousand: the server's memory stays bounded, and the others are served as before."""
+    await conduct("stuck", stuck_.prove, settings, common)
 
 
 @app.command

@@ -161,8 +161,8 @@ class Crowd:
         }
 
     async def times(self) -> Mapping[str, Any]:
-        """Return the seconds of all requests since the last time."""
-        taken = [seconds for caller in self._callers.values() for seconds in caller.times]
+        """Return when the requests since the last time began and ended."""
+        taken = [span for caller in self._callers.values() for span in caller.times]
         for caller in self._callers.values():
             caller.times.clear()
         return {"times": taken}

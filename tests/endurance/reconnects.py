@@ -101,17 +101,38 @@ class Watch:
             while not ready():
                 await self._changed.park()
 
+    def is_up(self, client: str) -> bool:
+        """Return whether a client is connected, by its own account."""
+        return self.losses.get(client, 0) == self.returns.get(client, 0)
+
+    def of(self, client: str) -> list[Event]:
+        """Return what was heard of one client."""
+        return [event for event in self.events if event.get("client") == client]
+
 
 async def force(watch: Watch, door: Door, client: str, kind: str) -> None:
-    """End a client's connection through its door, and wait until the client is back."""
-    losses, returns = watch.losses.get(client, 0), watch.returns.get(client, 0)
-    if kind == "forget":
-        door.forget()
-    else:
-        door.cut = kind  # type: ignore[assignment]  # one of KINDS
-    await watch.until(lambda: watch.losses.get(client, 0) > losses)
-    door.cut = "none"
-    await watch.until(lambda: watch.returns.get(client, 0) > returns)
+    """End a client's connection through its door, and wait until the client is back.
+
+    Raises:
+        Stalled: it has not noticed, or has not come back.
+    """
+    try:
+        # One that has lost its connection by itself, on a machine that stood still, would not lose it again.
+        await watch.until(lambda: watch.is_up(client))
+        losses = watch.losses.get(client, 0)
+        if kind == "forget":
+            door.forget()
+        else:
+            door.cut = kind  # type: ignore[assignment]  # one of KINDS
+        await watch.until(lambda: watch.losses.get(client, 0) > losses)
+        door.cut = "none"
+        await watch.until(lambda: watch.is_up(client))
+    except trio.TooSlowError:
+        raise Stalled(f"{client}, cut {kind}, for {PATIENCE:g} s until {time.monotonic()}: {watch.of(client)[-6:]}") from None
+
+
+class Stalled(Exception):
+    """A client has not noticed that its connection is gone, or has not come back."""
 
 
 async def prove(settings: Reconnects, folder: Path, bar: Bar, report: Report) -> None:

@@ -50,6 +50,7 @@ class Report:
         checks: in order.
         figures: what was measured beside.
         notes: findings in words: what was left over, which errors there were.
+        machine: where and from which commit, as it began.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    machine: Mapping[str, Any] = field(default_factory=lambda: {**machine(), "load": os.getloadavg()})
 
     def exactly(self, what: str, found: float, wanted: float) -> None:
         """Want a figure to be this one."""
@@ -82,7 +84,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return what the file holds."""
-        return {**asdict(self), "held": self.held, "machine": {**machine(), "load": os.getloadavg()}}
+        return {**asdict(self), "held": self.held, "load at the end": os.getloadavg()}
 
     def finish(self, folder: Path) -> None:
         """Print the table, and write ``NAME.json``."""

@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ class ServerProgram:
         self._caller: Caller | None = None
         self._random = random.Random("server")
         self._flood: trio.CancelScope | None = None
+        self._refused: Counter[str] = Counter()
         self.process = Process("server", 0, History(), Conditions())
         self.process.server = server
 
@@ -50,6 +52,7 @@ class ServerProgram:
             "blocks": blocks() if collect else 0,
             "calls": 0 if self._caller is None else self._caller.done,
             "errors": {} if self._caller is None else dict(self._caller.errors),
+            "refused": dict(self._refused),
         }
 
     async def talk(self, *, tasks: int, mix: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,9 +78,15 @@ class ServerProgram:
         self, *, victim: str, every: float, size: int, broadcast_every: float, broadcast_size: int
     ) -> Mapping[str, Any]:
         """Broadcast to everybody, and send to one client more than all others get, until `ebb`."""
-        self._flood = trio.CancelScope()
-        self._nursery.start_soon(self._drench, self._flood, victim, every, bytes(size))
-        self._nursery.start_soon(self._broadcast, self._flood, broadcast_every, bytes(broadcast_size))
+        self._flood = scope = trio.CancelScope()
+
+        async def pour() -> None:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._drench, victim, every, bytes(size))
+                    nursery.start_soon(self._broadcast, broadcast_every, bytes(broadcast_size))
+
+        self._nursery.start_soon(pour)
         return {}
 
     async def ebb(self) -> Mapping[str, Any]:
@@ -86,21 +95,19 @@ class ServerProgram:
         self._flood.cancel()
         return {}
 
-    async def _drench(self, scope: trio.CancelScope, victim: str, every: float, payload: bytes) -> None:
-        with scope:
-            while True:
-                try:
-                    self._server.session(victim).send_nowait(Message.event(payload))
-                except (trio.WouldBlock, QuicFlowError):
-                    # Its outbox is full, or it was thrown out: the others are what is looked at.
-                    await trio.lowlevel.checkpoint()
-                await trio.sleep(every)
+    async def _drench(self, victim: str, every: float, payload: bytes) -> None:
+        while True:
+            try:
+                self._server.session(victim).send_nowait(Message.event(payload))
+            except (trio.WouldBlock, QuicFlowError) as exc:
+                # Its outbox is full, or it was thrown out: the others are what is looked at.
+                self._refused[type(exc).__name__] += 1
+            await trio.sleep(every)
 
-    async def _broadcast(self, scope: trio.CancelScope, every: float, payload: bytes) -> None:
-        with scope:
-            while True:
-                await self._server.broadcast(Message.event(payload))
-                await trio.sleep(every)
+    async def _broadcast(self, every: float, payload: bytes) -> None:
+        while True:
+            await self._server.broadcast(Message.event(payload))
+            await trio.sleep(every)
 
     async def left(self) -> Mapping[str, Any]:
         """Say what is left that an idle server should not have."""
