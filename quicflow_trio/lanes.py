@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import trio
@@ -10,6 +10,7 @@ import trio
 from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
+from .liveness import BeginningFrame
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
@@ -159,6 +160,20 @@ class LaneStreams:
         if sender.pending:
             # Receipts have made room for more, or the acks are to be confirmed. It is written in this same turn.
             self._senders_pending[sender] = None
+
+    def beginning(self) -> Iterator[BeginningFrame]:
+        """Yield the frames of which a part has come, but for messages that this side's own credit may hold back."""
+        for stream_id, data in self._openings.items():
+            yield BeginningFrame(stream_id, 0, len(data))
+        for stream_id, sender in self._senders.items():
+            if partial := sender.partial:
+                yield BeginningFrame(stream_id, self._return_arrived[stream_id] - partial, partial)
+        window = self._link.window()
+        for stream_id, receiver in self._receivers.items():
+            partial = receiver.partial
+            # What handlers hold is taken off the credit; up to half a window of it the peer has been told of enough to go on.
+            if partial and (receiver.held_bytes - partial) * 2 <= window:
+                yield BeginningFrame(stream_id, receiver.arrived - partial, partial)
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""

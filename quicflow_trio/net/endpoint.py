@@ -253,6 +253,8 @@ class Endpoint:
     def _admit(self, accept: Accept, header: Header, data: bytes, address: Address, now: float) -> Pump | None:
         admitted = self._doorkeeper.admit(header, data, address, now)
         if isinstance(admitted, Answer):
+            if admitted.data is None:
+                self._drop("refused")
             self._answer(admitted.kind, admitted.data, address)
             return None
         pump = accept(admitted, address, now)

@@ -231,6 +231,11 @@ class LaneReceiver:
         """Messages decoded whose handlers have not ended."""
         return len(self._active)
 
+    @property
+    def partial(self) -> int:
+        """Bytes of a frame that has begun and is not complete."""
+        return self._reader.partial
+
     def feed(self, data: bytes) -> None:
         """Take in bytes of the forward half.
 

@@ -301,6 +301,11 @@ class LaneSender:
         """Get ready to read the return half of a new stream; frames over ``frame_limit`` bytes are refused."""
         self._reader = FrameReader(frame_limit)
 
+    @property
+    def partial(self) -> int:
+        """Bytes of a frame on the return half that has begun and is not complete."""
+        return 0 if self._reader is None else self._reader.partial
+
     def handle_return(self, data: bytes, now: float) -> None:
         """Take in receipts and acks; ``now`` measures how long the acks took.
 
