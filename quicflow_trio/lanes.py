@@ -20,6 +20,10 @@ from .wire import FrameReader, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
+OPENING_LIMIT = 4096
+"""Bytes in which a lane must be named. They are put together anew with each piece that comes, which a long frame in pieces of a byte, half
+a megabyte of them, would make 20 us for each."""
+
 KEPT_ACKS = 4
 """How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
 the way, and what the confirmation takes to come."""
@@ -112,6 +116,8 @@ class LaneStreams:
         reader.feed(data)
         first = reader.frames(1)
         if not first:
+            if len(data) > OPENING_LIMIT:
+                raise RemoteProtocolError("the first frame of a lane is too long for its name")
             self._openings[stream_id] = data
             return
         opening = decode(first[0])
