@@ -16,17 +16,13 @@ from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from .protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from .quic.engine import Engine, StreamData
-from .wire import FrameReader, LaneOpen, decode
+from .wire import PREFIX_SIZE, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
-OPENING_LIMIT = 4096
-"""Bytes in which a lane must be named. They are put together anew with each piece that comes, which a long frame in pieces of a byte, half
-a megabyte of them, would make 20 us for each."""
-
 KEPT_ACKS = 4
-"""How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
-the way, and what the confirmation takes to come."""
+"""How many times `Limits.outbox_bytes`, or the window of a return half where that is more, the acks of a lane may take that have left
+and are not confirmed: one window of them may be on the way, and as much again for each round trip that the confirmation is late."""
 
 
 class LaneStreams:
@@ -112,15 +108,12 @@ class LaneStreams:
         """Take in the first bytes of a stream that may carry a lane known from an earlier connection: its name says so."""
         stream_id = event.stream_id
         data = self._openings.pop(stream_id, b"") + event.data
-        reader = FrameReader(self._limits.payload + FRAME_OVERHEAD)
-        reader.feed(data)
-        first = reader.frames(1)
-        if not first:
-            if len(data) > OPENING_LIMIT:
-                raise RemoteProtocolError("the first frame of a lane is too long for its name")
+        size = int.from_bytes(data[:PREFIX_SIZE], "big")
+        if len(data) < PREFIX_SIZE or len(data) - PREFIX_SIZE < size <= FRAME_OVERHEAD:
             self._openings[stream_id] = data
             return
-        opening = decode(first[0])
+        # A first frame too long to be a name, which would be copied with every packet of it, is left to a lane of its own to refuse.
+        opening = decode(data[PREFIX_SIZE : PREFIX_SIZE + size]) if 0 < size <= FRAME_OVERHEAD else None
         known = self._link.session_lanes.get(opening.name) if isinstance(opening, LaneOpen) else None
         if known is None or known.attached:
             receiver = self._new_receiver(stream_id)
@@ -235,8 +228,7 @@ class LaneStreams:
             batch = receiver.next_batch()
             if batch:
                 self._write(receiver.stream_id, batch)
-                if receiver.kept_bytes > self._limits.outbox_bytes:
-                    receiver.trim(KEPT_ACKS * self._limits.outbox_bytes)
+                self._trim(receiver)
             if stalled:
                 link.dispatcher.resume(receiver)
         else:
@@ -248,6 +240,12 @@ class LaneStreams:
         if limit > receiver.granted:
             receiver.granted = limit
             engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+
+    def _trim(self, receiver: LaneReceiver) -> None:
+        """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
+        limit = KEPT_ACKS * max(self._limits.outbox_bytes, RETURN_WINDOW)
+        if receiver.kept_bytes > limit:
+            receiver.trim(limit + self._engine.unsent(receiver.stream_id))
 
     def _flush_sender(self, sender: LaneSender) -> None:
         stream_id = sender.stream_id
@@ -312,13 +310,17 @@ class LaneStreams:
     @property
     def all_received(self) -> bool:
         """True when the peer has confirmed every message that was written, and none waits that may still be written."""
-        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._senders.values())
+        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._link.lanes.values())
 
     @property
     def quiet(self) -> bool:
-        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs."""
+        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs.
+
+        Lanes of the session count that the peer has not opened again on this connection: what is kept for them, it has not got.
+        """
+        link = self._link
         return (
             self.all_received
-            and not any(lane.waiting for lane in self._senders.values())
-            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+            and not any(lane.waiting for lane in link.lanes.values())
+            and not any(lane.busy or (lane.kept_bytes and not lane.attached) for lane in link.session_lanes.values())
         )

@@ -379,7 +379,7 @@ class Supervisor:
                     connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
                     connection.begin_drain()
                     await connection.drained()
-                if not any(lane.unwritten or lane.unreceipted for lane in self._link.lanes.values()):
+                if not self._link.unfinished:
                     return
                 # There was no connection yet, or it was lost, or its server is draining: the next one gets its chance.
                 if connection is not None and self.state.value is ClientState.CONNECTED:

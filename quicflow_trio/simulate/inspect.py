@@ -8,8 +8,8 @@ import trio
 
 from ..client import Client
 from ..client_state import ClientState
+from ..crew import Watch
 from ..deadlines import Deadlines
-from ..dispatch import Dispatcher
 from ..observe.metrics import MetricsSnapshot
 from ..server import Server
 from .process import Process
@@ -97,7 +97,7 @@ def _held_by_server(server: Server) -> Iterator[str]:
 
 
 def _timers(deadlines: Deadlines, most: int) -> Iterator[str]:
-    """Yield a line when more than ``most`` timers are live; handlers' are looked at by their session, and end with it."""
-    entries = [entry for _at, _order, entry in deadlines._heap._entries if entry.live and not isinstance(entry, Dispatcher)]
+    """Yield a line when more than ``most`` timers are live; handlers' is kept for a while on purpose, see `Watch`."""
+    entries = [entry for _at, _order, entry in deadlines._heap._entries if entry.live and not isinstance(entry, Watch)]
     if len(entries) > most:
         yield f"{len(entries)} live timers: {sorted({type(entry).__name__ for entry in entries})}"

@@ -56,20 +56,6 @@ async def test_12_streams_opened_and_left(autojump_clock: MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def test_12_a_name_that_never_ends(autojump_clock: MockClock) -> None:
-    """Bound: a name has 4 KiB to come in, as each byte of it costs what has come before."""
-    expect = {"disconnects:server:protocol_error": 1, "decoding_errors": 1}
-    async with besieged(expect=expect) as siege, open_raw(siege.network) as raw:
-        await raw.greet()
-        raw.open(LaneOpen())
-        await trio.sleep(0.1)
-        raw.open((1_000_000).to_bytes(4, "big"), bytes(4000))
-        await trio.sleep(0.1)
-        assert not raw.engine.closing
-        raw.write(8, bytes(100))
-        assert "too long for its name" in (await closed_soon(raw)).reason
-
-
 async def test_12_lanes_may_be_silent(autojump_clock: MockClock) -> None:
     """A lane lives as long as its session: one that says nothing for an hour is no attack."""
     async with besieged(every=60.0) as siege, open_raw(siege.network) as raw:
