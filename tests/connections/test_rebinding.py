@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -20,7 +22,7 @@ from quicflow_trio import (
     open_endpoint,
 )
 from quicflow_trio.testing import MemoryNetwork, open_world, throwaway_tls
-from tests.connections.machine import open_machine
+from tests.connections.machine import client_of, open_machine
 
 ENGINES = ["aioquic", "qh3"]
 
@@ -204,6 +206,23 @@ async def test_cancelled_the_connection_stands(autojump_clock: MockClock) -> Non
                 await client.rebind()
             assert (await client.request(Message.query(b"x"))).result == b"x"
         assert client.statistics().connects == 1
+
+
+async def test_a_client_that_has_moved_knows_a_reset_when_it_comes(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The token belongs to the connection id, and moving changes that."""
+    network = MemoryNetwork(delay=0.02)
+    config = ServerConfig(reset_key_file=tmp_path / "reset.key")
+    async with open_machine(network, config=config) as machine, client_of(network) as client:
+        await client.wait_connected()
+        await trio.sleep(0.1)
+        await client.rebind()
+        await machine.kill()
+        await machine.start()
+        asked = trio.current_time()
+        with pytest.raises(ConnectionLost, match="stateless reset"):
+            await client.request(Message.command(b"are you there?"))
+        assert trio.current_time() - asked < 5
+        assert client.metrics().stateless_resets_received == 1
 
 
 @pytest.mark.realtime
