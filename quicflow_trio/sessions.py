@@ -204,7 +204,8 @@ class Session(Peer):
         self._link.dispatcher.stop()
         self._link.abandon()
         if not self._connection.closed.is_set():
-            self._connection.close(CloseCode.INTERNAL_ERROR, "the session ended")
+            # Another one carries it by now; it ends for the reason that ends the first one's task: the server stops, or has a defect.
+            self._connection.close(*self.home.farewell)
 
 
 class SessionRegistry:
