@@ -65,9 +65,12 @@ def _handled_once(index: Index) -> Iterator[Violation]:
                 yield Violation("redelivered unasked", start.at, f"message {message} in {start.process}")
             elif again and not told:
                 yield Violation("handled twice", start.at, f"message {message} in lives {', '.join(counts)}, and nobody was told")
-            elif before is not None and count > index.promise.starts_per_session:
-                if not index.parted(beginning.host, host, before.at, start.at):
-                    yield Violation("handled twice", start.at, f"message {message} in one life and session, {start.process}")
+            elif (
+                before is not None
+                and count > index.promise.starts_per_session
+                and not index.parted(beginning.host, host, before.at, start.at)
+            ):
+                yield Violation("handled twice", start.at, f"message {message} in one life and session, {start.process}")
             before = start
 
 
@@ -229,7 +232,7 @@ def _denied(index: Index, beginning: Record) -> bool:
     return index.promise.guarded and beginning.host != SERVER and beginning.lane == FORBIDDEN_LANE
 
 
-def _was_denied(index: Index, beginning: Record, end: Record) -> bool:
+def _was_denied(index: Index, beginning: Record, _end: Record) -> bool:
     return _denied(index, beginning)
 
 
