@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import final
@@ -12,51 +11,35 @@ import trio
 
 from .background import open_background
 from .client_endpoint import ClientEndpoint
-from .client_state import ClientState, ClientStatistics, StateChange
+from .client_state import ClientState, ClientStatistics
 from .config import ClientConfig, TLSConfig
-from .connection import Connection
 from .credentials import ClientCredentials, CredentialsSource
 from .deadlines import Deadlines
 from .dispatch import run_handlers
-from .endings import loss, reason_label, refusal, report_end, survivable
 from .errors import (
     ConfigurationError,
     ConnectionClosed,
-    ConnectionLost,
-    CredentialsUnavailable,
-    QuicFlowError,
-    RemoteProtocolError,
 )
-from .gauges import NetworkTotals, measure
-from .heartbeat import heartbeat
+from .gauges import measure
 from .link import Link
-from .net.endpoint import Endpoint
 from .net.udp import Network, UdpNetwork
-from .observe.events import Event, EventStream, StateChangeEvent
+from .observe.events import Event, EventStream
 from .observe.hooks import Hooks, open_hooks
 from .observe.instruments import Instruments
-from .observe.logs import Logger, get_logger, printable
-from .observe.metrics import MetricsSnapshot, count
-from .observe.state import Observable, set_value
+from .observe.logs import Logger, get_logger
+from .observe.metrics import MetricsSnapshot
+from .observe.state import Observable
 from .peer import Peer, PeerStatistics
-from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, check_client_id, check_welcome, make_hello
-from .protocol.outgoing import ErrorFactory
-from .protocol.state import CloseCode
+from .protocol.credit import CreditBudget
+from .protocol.handshake import check_client_id
 from .protocol.waiting import WaitingTable
-from .quic.engine import Address, ConnectionEnded
-from .quic.engines import engine_maker
-from .quic.limits import Windows
 from .quic.tls import TLSContext
-from .reconnect import Backoff
 from .router import Router
-from .wire import Authentication, Goodbye, Hello, Welcome
+from .supervisor import Supervisor
 
 __all__ = ["Client", "open_client"]
 
 log: Logger = get_logger(__name__)
-
-HISTORY = 100
 
 
 @final
@@ -79,15 +62,6 @@ class Client(Peer):
         credentials: CredentialsSource = b"",
     ) -> None:
         self.client_id: str = client_id
-        self._log = log.bind(client_id=client_id)
-        self.state: Observable[ClientState] = Observable(ClientState.IDLE)
-        self._host = host
-        self._port = port
-        self._tls = tls
-        self._config = config
-        self._engines = engine_maker(config.engine, tls)
-        self._network = network
-        self._credentials = ClientCredentials(credentials, config.authenticate_timeout, client_id)
         self._instruments = Instruments()
         self._events = self._instruments.events
         self._deadlines = Deadlines()
@@ -103,24 +77,11 @@ class Client(Peer):
             instruments=self._instruments,
         )
         super().__init__(link, link.lanes[""])
-        self._backoff = Backoff(config.backoff_initial, config.backoff_max, config.jitter, config.seed)
-        self._connection: Connection | None = None
-        self._endpoint: Endpoint | None = None
-        # Of the endpoints that are closed.
-        self._network_totals = NetworkTotals()
-        self._changed = trio.lowlevel.ParkingLot()
-        self._closed = trio.Event()
-        self._refusal: ErrorFactory | None = None
-        self._refusal_seen = False
-        self._retry_after = 0.0
-        # Of the session that goes on on the next connection; empty when there is none.
-        self._token = b""
-        self._attempts = 0
-        self._connects = 0
-        self._attempts_at_loss = 0
-        self._lost_at: float | None = None
-        self._rtt: float | None = None
-        self._history: deque[StateChange] = deque(maxlen=HISTORY)
+        self._credentials = ClientCredentials(credentials, config.authenticate_timeout, client_id)
+        self._supervisor = Supervisor(
+            (host, port), tls, config, network, self._credentials, link, self._deadlines, self._instruments
+        )
+        self.state: Observable[ClientState] = self._supervisor.state
 
     # -- public ----------------------------------------------------------------------------------------------------
     async def wait_connected(self) -> None:
@@ -137,7 +98,7 @@ class Client(Peer):
             ended = self._link.ended
             if ended is not None:
                 raise ended()
-            await self._changed.park()
+            await self._supervisor.changed.park()
 
     async def reauthenticate(self, credentials: bytes | None = None) -> None:
         """Show the server fresh credentials on the connection that stands; return once it has taken them. Waits for a connection.
@@ -162,8 +123,27 @@ class Client(Peer):
         else:
             self._credentials.replace(credentials)
         await self.wait_connected()
-        assert self._connection is not None
-        await self._credentials.renew(self._connection)
+        assert self._supervisor.connection is not None
+        await self._credentials.renew(self._supervisor.connection)
+
+    async def rebind(self) -> None:
+        """Move the connection that stands to a new local socket; return once the server was heard there. Waits for a connection.
+
+        For a machine that knows it is in another network now, or a program that wants another port. A connection whose address is
+        changed by somebody in between (a NAT, for one) stands by itself; this one need not wait until that is noticed. The connection
+        goes on under another connection id, the server makes sure of the address, and what is under way ends with its true result.
+
+        Cancelled, the connection has moved or has not; it stands in either case.
+
+        Raises:
+            LocalProtocolError: the client shares its socket with others (`open_endpoint`).
+            ConnectionLost: the connection ended meanwhile, or the server has not given it another connection id yet; what is under way
+                goes on with the session, as after any loss.
+            OSError: no socket can be bound; the connection stays where it is.
+            ConnectionRefused, SessionReplaced, ConnectionClosed: as for `wait_connected`.
+        """
+        await self.wait_connected()
+        await self._supervisor.rebind()
 
     async def wait_closed(self) -> None:
         """Wait until the client is closed for good: its block was left, or the server refused it.
@@ -171,36 +151,32 @@ class Client(Peer):
         Raises:
             ConnectionRefused, SessionReplaced: it was refused.
         """
-        await self._closed.wait()
-        if self._refusal is not None:
-            raise self._refusal()
+        await self._supervisor.closed.wait()
+        if self._supervisor.refusal is not None:
+            raise self._supervisor.refusal()
 
     def statistics(self) -> ClientStatistics:
         """Return the client's figures."""
         peer = super().statistics()
         figures = {name: getattr(peer, name) for name in PeerStatistics.__dataclass_fields__}
-        rtt = self._rtt if self._connection is None else self._connection.rtt_sample
         return ClientStatistics(
             **figures,
             state=self.state.value,
-            attempts=self._attempts,
-            connects=self._connects,
-            rtt=rtt,
-            history=tuple(self._history),
+            attempts=self._supervisor.attempts,
+            connects=self._supervisor.connects,
+            rtt=self._supervisor.rtt,
+            history=tuple(self._supervisor.history),
         )
 
     def metrics(self) -> MetricsSnapshot:
         """Return all counters and gauges at this moment; the counters go on over all connections."""
-        network = self._network_totals.copy()
-        if self._endpoint is not None:
-            network.add(self._endpoint.statistics())
         connected = self.state.value is ClientState.CONNECTED
         return measure(
             self._instruments,
             links=[self._link],
-            connections=[] if self._connection is None else [self._connection],
+            connections=[] if self._supervisor.connection is None else [self._supervisor.connection],
             table=self._table,
-            network=network,
+            network=self._supervisor.network_totals(),
             connected=int(connected),
             half_open=int(self.state.value is ClientState.CONNECTING),
             away=int(self.state.value is ClientState.IDLE),
@@ -211,235 +187,6 @@ class Client(Peer):
     ) -> AbstractAsyncContextManager[EventStream]:
         """Subscribe to what happens on this side; see `Server.open_events`. The iteration ends when the client is closed."""
         return self._events.open(kinds, max_buffer_size, None)
-
-    # -- state -----------------------------------------------------------------------------------------------------
-    def _set_state(self, state: ClientState, reason: str = "") -> None:
-        old = self.state.value
-        if state is old:
-            return
-        why = {"reason": reason} if reason else {}
-        self._log.info("state changed", old=old, new=state, **why)
-        self._history.append(StateChange(trio.current_time(), state, reason))
-        if reason:
-            self._link.trouble = f" (the last attempt: {reason})"
-        set_value(self.state, state)
-        if self._events.active:
-            now = self._events.now()
-            self._events.emit(StateChangeEvent(at=now, client_id=self.client_id, old=old.value, new=state.value, reason=reason))
-        self._changed.unpark_all()
-
-    def _end(self, error: ErrorFactory) -> None:
-        """Close for good: every call raises ``error`` from now on."""
-        self._link.end(error)
-        self._changed.unpark_all()
-        self._closed.set()
-
-    def _refuse(self, error: ErrorFactory) -> None:
-        self._log.error("refused for good", reason=error())
-
-        def seen() -> QuicFlowError:
-            self._refusal_seen = True
-            return error()
-
-        self._refusal = seen
-        self._end(seen)
-
-    # -- the supervisor --------------------------------------------------------------------------------------------
-    async def _supervise(self) -> None:
-        """Connect, run, back off, again; end only when refused. Owns the connection of the moment."""
-        while self._refusal is None:
-            self._attempts += 1
-            self._instruments.counters.reconnect_attempts = self._attempts - 1
-            started = trio.current_time()
-            try:
-                await self._attempt()
-            except CredentialsUnavailable as exc:
-                self._instruments.report_error(self.client_id, "authentication", str(exc))
-                self._set_state(ClientState.IDLE, printable(str(exc)))
-            except OSError as exc:
-                self._instruments.counters.network_errors += 1
-                self._instruments.report_error(self.client_id, "network", str(exc))
-                self._set_state(ClientState.IDLE, str(exc))
-            except Exception as exc:
-                # A defect of ours must not surface in the caller's nursery; it is logged whole and the client goes on.
-                log.exception("connection ended by an unexpected error", client_id=self.client_id)
-                self._instruments.counters.internal_errors += 1
-                self._instruments.report_error(self.client_id, "internal", f"{type(exc).__name__}: {exc}")
-                self._token = b""
-                self._link.detach(partial(ConnectionLost, "the connection ended by an internal error"))
-                self._set_state(ClientState.IDLE, "internal error")
-            if self._refusal is None:
-                # Added, not the larger of the two: the jitter keeps the clients of a drained server from coming back in one instant.
-                delay = self._backoff.next_delay(trio.current_time() - started) + self._retry_after
-                self._retry_after = 0.0
-                self._log.info("waiting for the next attempt", delay=round(delay, 3))
-                await trio.sleep(delay)
-
-    async def _attempt(self) -> None:
-        """Try the server's addresses one after the other, until one leads to a connection and that has ended.
-
-        Raises:
-            OSError: the name does not resolve, or the last address cannot be reached.
-        """
-        self._set_state(ClientState.CONNECTING)
-        await self._credentials.fetch()
-        connects = self._connects
-        failure: OSError | None = None
-        for address in await self._network.resolve(self._host, self._port):
-            self._set_state(ClientState.CONNECTING)
-            failure = None
-            try:
-                await self._run_connection(address)
-            except OSError as exc:
-                failure = exc
-            if self._connects != connects or self._refusal is not None:
-                break
-        if failure is not None:
-            raise failure
-
-    async def _run_connection(self, address: Address) -> None:
-        network = self._network
-        if isinstance(network, ClientEndpoint):
-            async with network.use(address, self._refused_by_network) as shared:
-                await self._run_on(shared, network.deadlines, address)
-            return
-        self._endpoint = endpoint = Endpoint(await network.bind_for(address), refused=self._refused_by_network)
-        try:
-            await self._run_on(endpoint, self._deadlines, address, endpoint.run)
-        finally:
-            endpoint.close()
-            self._network_totals.add(endpoint.statistics())
-            self._endpoint = None
-
-    async def _run_on(
-        self, endpoint: Endpoint, deadlines: Deadlines, address: Address, *beside: Callable[[], Awaitable[None]]
-    ) -> None:
-        try:
-            async with trio.open_nursery() as nursery:
-                for task in (*beside, self._beat):
-                    nursery.start_soon(task)
-                connection = self._connect(endpoint, deadlines, address)
-                if self._credentials.renewable:
-                    nursery.start_soon(self._credentials.keep_fresh, connection)
-                await connection.run()
-                nursery.cancel_scope.cancel()
-        finally:
-            self._connection = None
-
-    def _refused_by_network(self) -> None:
-        if self._connection is not None:
-            self._connection.refused()
-
-    def _connect(self, endpoint: Endpoint, deadlines: Deadlines, address: Address) -> Connection:
-        config = self._config
-        limits = config.limits
-        engine = self._engines.client_engine(
-            self._tls,
-            server_name=self._host,
-            alpn=[ALPN],
-            idle_timeout=config.heartbeat_timeout * 2,
-            windows=Windows(
-                stream_in=limits.lane_window,
-                stream_out=RETURN_WINDOW,
-                connection=connection_window(limits),
-                streams=limits.lanes,
-            ),
-            datagram_size=config.datagram_size,
-            probes=endpoint.probes,
-        )
-        engine.connect(address, trio.current_time())
-        connection = Connection(
-            engine,
-            endpoint,
-            self,
-            is_client=True,
-            limits=limits,
-            handshake_timeout=config.handshake_timeout,
-            hello_timeout=config.hello_timeout,
-            heartbeat_timeout=config.heartbeat_timeout,
-            deadlines=deadlines,
-            instruments=self._instruments,
-        )
-        connection.pump.kick()
-        self._connection = connection
-        return connection
-
-    async def _beat(self) -> None:
-        await self.state.wait_value(ClientState.CONNECTED)
-        assert self._connection is not None
-        await heartbeat(self._connection)
-
-    # -- connection.ConnectionOwner ----------------------------------------------------------------------------------
-    def handshake_completed(self, connection: Connection) -> None:
-        """Say hello."""
-        hello = make_hello(self.client_id, self._config.limits, self._credentials.value, self._token, self._link.states())
-        connection.send_hello(hello)
-
-    def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye | Authentication) -> None:
-        """Take the welcome, the goodbye or a word on credentials."""
-        if isinstance(frame, Authentication):
-            self._credentials.handle(frame)
-            return
-        if isinstance(frame, Goodbye):
-            # At most what an unreachable server would cost: no peer may send a client away for ever.
-            self._retry_after = min(frame.retry_after_ms / 1000, self._config.backoff_max)
-            self._log.info("server says goodbye", reason=frame.reason, retry_after=self._retry_after)
-            return
-        assert isinstance(frame, Welcome), "the state table lets nothing else through"
-        terms = check_welcome(frame, self._config.heartbeat_interval)
-        resumed = frame.resumed and bool(self._token)
-        if resumed and not self._link.can_resume(frame.lanes):
-            # The next attempt begins anew.
-            self._token = b""
-            raise RemoteProtocolError("the welcome says of our lanes what cannot be")
-        self._token = frame.session_token
-        connection.open(self._link, terms, frame.lanes if resumed else None)
-        self._connects += 1
-        self._backoff.reset()
-        address = connection.engine.peer_address
-        assert address is not None, "whoever says welcome has an address"
-        away = None if self._lost_at is None else trio.current_time() - self._lost_at
-        attempts = self._attempts - self._attempts_at_loss
-        self._instruments.report_connect(self.client_id, (address[0], address[1]), away=away, attempts=attempts, resumed=resumed)
-        self._set_state(ClientState.CONNECTED)
-
-    def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:
-        """Settle what was on the wire, and see whether the end is final."""
-        self._rtt = connection.rtt_sample
-        if connection.opened_at is None:
-            count(self._instruments.counters.connections_refused, reason_label(ended, is_client=True))
-        else:
-            self._lost_at = trio.current_time()
-            self._attempts_at_loss = self._attempts
-            report_end(self._instruments, self.client_id, ended, is_client=True)
-        error = self._credentials.connection_ended(ended, opened=connection.opened_at is not None) or refusal(ended)
-        if error is not None:
-            self._refuse(error)
-        elif connection.opened_at is None or (survivable(ended) and self._link.resumable):
-            # An attempt that led to nothing changes nothing.
-            self._link.pause()
-        else:
-            self._token = b""
-            self._link.detach(loss(ended))
-        self._set_state(ClientState.IDLE, printable(ended.reason) or "closed")
-
-    # -- leaving -----------------------------------------------------------------------------------------------------
-    async def _leave(self) -> None:
-        """Finish what is under way within ``close_grace``: outboxes, receipts, handlers and their acks."""
-        with trio.move_on_after(self._config.close_grace):
-            while self._refusal is None:
-                connection = self._connection
-                if connection is not None and self.state.value is ClientState.CONNECTED:
-                    connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
-                    connection.begin_drain()
-                    await connection.drained()
-                if not any(lane.unwritten or lane.unreceipted for lane in self._link.lanes.values()):
-                    return
-                # There was no connection yet, or it was lost, or its server is draining: the next one gets its chance.
-                if connection is not None and self.state.value is ClientState.CONNECTED:
-                    await connection.closed.wait()
-                else:
-                    await self._changed.park()
 
 
 def _checked(tls: TLSConfig, client_id: str) -> TLSConfig:
@@ -494,18 +241,19 @@ async def open_client(
         try:
             async with open_background() as background:
                 background.start_soon(client._deadlines.run)
-                background.start_soon(client._supervise)
+                background.start_soon(client._supervisor.run)
                 run_handlers(client._link, router or Router(), peer=client, sender="server", nursery=background)
                 try:
                     yield client
-                    await client._leave()
+                    await client._supervisor.leave()
                 finally:
                     # The connection's last word is sent without waiting when its task is cancelled, so nothing here needs a shield.
-                    if client._refusal is None:
-                        client._end(partial(ConnectionClosed, "the client was closed"))
+                    if client._supervisor.refusal is None:
+                        client._supervisor.end(partial(ConnectionClosed, "the client was closed"))
         finally:
-            client._set_state(ClientState.IDLE, "closed")
+            client._supervisor.set_state(ClientState.IDLE, "closed")
+            client._link.dispatcher.stop()
             client._link.release()
             client._events.close()
-    if client._refusal is not None and not client._refusal_seen:
-        raise client._refusal()
+    if client._supervisor.refusal is not None and not client._supervisor.refusal_seen:
+        raise client._supervisor.refusal()

@@ -147,6 +147,7 @@ class Link:
         self.lane_limit: int = limits.lanes
         self.held_bytes: int = 0
         self.trouble: str = ""
+        self._interruption = "the connection ended"
         self.received_lanes: dict[str, LaneReceiver] = {} if earlier is None else earlier.received_lanes
         self.session_lanes: dict[str, LaneReceiver] = {}
         self.resumable: bool = False
@@ -215,7 +216,9 @@ class Link:
     def _begin(self) -> None:
         """Begin a new session: the peer knows nothing of an earlier one."""
         for lane in self.lanes.values():
-            lost, again = lane.restart(partial(ConnectionLost, "the session ended while the connection was away"))
+            lost, again = lane.restart(
+                partial(ConnectionLost, f"{self._interruption}; the peer does not know the session any more")
+            )
             self.lost(lost)
             self.instruments.counters.messages_redelivered += again
         self._forget_received()
@@ -232,10 +235,10 @@ class Link:
         for name, lane in earlier.lanes.items():
             again = lane.take_redeliverable()
             if again:
-                self.instruments.counters.messages_redelivered += len(again)
                 if name not in self.lanes:
                     self.add_lane(name)
                 self.lanes[name].redeliver(again)
+                self.instruments.counters.messages_redelivered += sum(outgoing.redelivered for outgoing in again)
 
     def states(self) -> tuple[LaneState, ...]:
         """Return how far the peer's lanes have come here, for a hello or a welcome."""
@@ -249,8 +252,19 @@ class Link:
         every = all(lane.can_resume(known.pop(name, LaneState(name))) for name, lane in self.lanes.items())
         return every and not known
 
-    def pause(self) -> None:
-        """Note that the connection is gone and the session is not: everything waits for its next connection."""
+    @property
+    def unfinished(self) -> bool:
+        """True while the peer has not got what it is to get, or a handler owes it an answer."""
+        return any(lane.unwritten or lane.unreceipted for lane in self.lanes.values()) or any(
+            lane.busy for lane in self.session_lanes.values()
+        )
+
+    def pause(self, interruption: str = "") -> None:
+        """Note that the connection is gone and the session is not: everything waits for its next connection.
+
+        Should the session not go on, what was on the wire ends with this ``interruption`` as the reason.
+        """
+        self._interruption = interruption or self._interruption
         self._let_go()
         for lane in self.lanes.values():
             lane.pause()

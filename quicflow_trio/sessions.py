@@ -204,8 +204,7 @@ class Session(Peer):
         self._link.dispatcher.stop()
         self._link.abandon()
         if not self._connection.closed.is_set():
-            # Another one carries it by now; it ends for the reason that ends the first one's task: the server stops, or has a defect.
-            self._connection.close(*self.home.farewell)
+            self._connection.close(*self._connection.farewell)
 
 
 class SessionRegistry:

@@ -66,7 +66,7 @@ class Bench:
             yield
 
     def lane(self, name: str = "") -> LaneReceiver:
-        lane = LaneReceiver(4 * len(self._seqs), 10_000, 0)
+        lane = LaneReceiver(4 * len(self._seqs), 10_000, 1 << 20)
         lane.feed(encode(LaneOpen(name)))
         self._seqs[lane] = 0
         return lane
@@ -591,7 +591,7 @@ async def test_a_handler_that_fails_as_its_session_ends_harms_nobody(autojump_cl
             await peer.send(Message.command(payload))
             await trio.sleep(1)
             # Leaving the world closes the client and drains the server, both with a handler that runs.
-            client._config = ClientConfig(close_grace=0.1)
+            client._supervisor._config = ClientConfig(close_grace=0.1)
             if not from_server:
                 await world.server.aclose()
     async with trick_world() as world:

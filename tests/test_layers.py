@@ -30,11 +30,12 @@ PEERS = {
     "heartbeat",
     "lanes",
     "link",
+    "liveness",
     "peer",
     "router",
 }
 SHARED = MESSAGES | QUIC | {"net", "auth", "permissions", "rates"} | PEERS
-CLIENT = {"client", "client_endpoint", "credentials", "client_state", "reconnect"}
+CLIENT = {"client", "supervisor", "client_endpoint", "credentials", "client_state", "reconnect"}
 SERVER = {"server", "admission", "gatekeeper", "sessions", "broadcast"}
 FACADE = {"", "tuning"}
 

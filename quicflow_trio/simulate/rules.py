@@ -41,7 +41,7 @@ class Promise:
     guarded: bool = False
     session_ttl: float = 120.0
     handler_timeout: float = 10.0
-    session_ends: frozenset[str] = frozenset({"normal", "shutdown", "session_replaced", "credentials_expired"})
+    session_ends: frozenset[str] = frozenset({"normal", "shutdown", "session_replaced"})
     calm_seconds: float = 75.0
     back_within: float = 75.0
     slack: float = 1.0

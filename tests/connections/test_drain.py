@@ -430,7 +430,7 @@ async def test_goodbyes_that_cross_lose_nothing(autojump_clock: MockClock) -> No
             theirs = [await session.send(Message.event(bytes(1000))) for _ in range(600)]
             nursery.start_soon(partial(machine.server.drain, grace=30))
             await trio.testing.wait_all_tasks_blocked()
-            await client._leave()
+            await client._supervisor.leave()
         for one in mine + theirs:
             await one.delivered()
     assert len(work.handled) == 1200
@@ -456,7 +456,7 @@ async def test_a_client_is_not_ended_by_its_own_goodbye(autojump_clock: MockCloc
     async with open_machine() as machine:
         async with client_of(machine.network) as client:
             await client.wait_connected()
-            connection = client._connection
+            connection = client._supervisor.connection
             assert connection is not None
             connection.begin_drain()
             connection.begin_drain()

@@ -269,11 +269,11 @@ async def test_beats_that_were_slept_through_are_skipped(mock_clock: MockClock) 
 async def test_only_so_many_unanswered_pings_are_remembered(autojump_clock: MockClock) -> None:
     config = ClientConfig(heartbeat_interval=0.1, heartbeat_timeout=30.0)
     async with open_world(network=MemoryNetwork(delay=0.01), client_config=config) as world:
-        connection = world.clients["client-0"]._connection
+        connection = world.clients["client-0"]._supervisor.connection
         assert connection is not None
         world.network.partition("client-0")
         await trio.sleep(20)
-        assert len(connection._pings) <= 16
+        assert len(connection._pings._times) <= 16
 
 
 # -- long paths ------------------------------------------------------------------------------------------------------------

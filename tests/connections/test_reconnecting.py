@@ -195,7 +195,7 @@ async def test_a_port_where_nobody_listens_ends_an_attempt_at_once() -> None:
 async def test_a_connection_that_stands_does_not_believe_that_nobody_listens(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         client = world.clients["client-0"]
-        client._refused_by_network()
+        client._supervisor._refused_by_network()
         assert (await client.request(Message.command(b"still there"))).result == b"still there"
         assert client.statistics().connects == 1
 
@@ -296,7 +296,7 @@ async def test_what_was_written_and_not_receipted_is_reported(autojump_clock: Mo
         await client.state.wait_value(IDLE)
         await trio.sleep(10)
         world.network.heal()
-        with pytest.raises(ConnectionLost, match="session ended"):
+        with pytest.raises(ConnectionLost, match="heartbeat timeout; the peer does not know the session any more"):
             await sent.delivered()
         with pytest.raises(ConnectionLost):
             await sent.delivered()
@@ -329,8 +329,8 @@ async def test_handlers_outlive_the_connection(autojump_clock: MockClock, side: 
         world.network.heal()
         await (client if side == "server" else session).send(Message.event(b""))
         await until(lambda: session.statistics().handlers_running or client.statistics().handlers_running)
-        assert client._connection is not None
-        client._connection.close(client._connection.farewell[0], "test")
+        assert client._supervisor.connection is not None
+        client._supervisor.connection.close(client._supervisor.connection.farewell[0], "test")
         await client.state.wait_value(IDLE)
         await client.state.wait_value(CONNECTED)
         assert not ended.is_set()

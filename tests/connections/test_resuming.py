@@ -27,6 +27,9 @@ from quicflow_trio import (
     ServerConfig,
 )
 from quicflow_trio.connection import Connection
+from quicflow_trio.lanes import KEPT_ACKS
+from quicflow_trio.protocol.credit import RETURN_WINDOW
+from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.sessions import Session
 from quicflow_trio.testing import MemoryNetwork, World, open_world, seeded
 from quicflow_trio.wire import Hello, LaneOpen, LaneState, MessageFrame, Welcome
@@ -106,7 +109,7 @@ async def test_exactly_once_whenever_the_connection_is_cut(autojump_clock: MockC
                 nursery.start_soon(talk, session, chance, received, 60)
                 for _ in range(8):
                     await trio.sleep(chance.random() * 0.4)
-                    cut(chance.choice((client._connection, session._connection)))
+                    cut(chance.choice((client._supervisor.connection, session._connection)))
             assert world.server.session("client-0") is session
             assert (len(sent), len(received)) == (60, 60)
             assert server.runs == dict.fromkeys(sent, 1)
@@ -125,7 +128,7 @@ async def test_order_is_kept_over_reconnects(autojump_clock: MockClock, seed: in
             sent = await client.send(Message.event(b"%d" % number))
             await trio.sleep(0.005)
             if chance.random() < 0.03:
-                cut(client._connection)
+                cut(client._supervisor.connection)
         await sent.delivered()
         assert server.order == [b"%d" % number for number in range(200)]
         assert client.metrics().messages_sent == 200
@@ -144,7 +147,7 @@ async def test_a_request_taken_back_while_away_is_not_handled(autojump_clock: Mo
         with pytest.raises(AckTimeout):
             await client.request(Message.query(b"timed out"), ack_timeout=1)
         last = await client.send(Message.event(b"last"))
-        cut(client._connection)
+        cut(client._supervisor.connection)
         network.heal()
         await last.delivered()
         await first.delivered()
@@ -171,7 +174,7 @@ async def test_a_handler_is_cancelled_although_its_cancellation_was_lost(autojum
                 nursery.start_soon(client.request, Message.command())
                 await trio.sleep(1)
                 network.partition("client-0")
-        cut(client._connection)
+        cut(client._supervisor.connection)
         network.heal()
         with trio.fail_after(30):
             await ended.wait()
@@ -197,7 +200,7 @@ async def test_a_restarted_server_gets_again_what_may_be_redelivered(autojump_cl
             nursery.start_soon(ask, asked)
             nursery.start_soon(ask, Message.query(b"once"))
             await trio.sleep(1)
-            cut(client._connection)
+            cut(client._supervisor.connection)
             await machine.kill()
             machine.network.heal()
             await machine.start()
@@ -301,20 +304,28 @@ async def test_acks_are_kept_within_the_limit_until_they_are_confirmed(autojump_
 
 
 async def test_acks_that_are_never_confirmed_are_bounded(autojump_clock: MockClock) -> None:
+    """They hold no handler back. A peer that comes back without them gets an error, not a wrong answer and not silence."""
     counting = Counting()
     config = ServerConfig(limits=Limits(outbox_bytes=4096))
-    async with (
-        open_world(clients=0, network=MemoryNetwork(delay=0.01), router=counting.router, server_config=config) as world,
-        open_raw(world.network) as raw,
-    ):
-        await raw.greet()
-        stream_id = raw.open(LaneOpen())
-        for seq in range(1, 301):
-            raw.write(stream_id, MessageFrame(seq, seq.to_bytes(16, "big"), 3, bytes(1000), True, 0))
-            await trio.sleep(0.01)
-        await trio.sleep(5)
-        assert len(counting.runs) == 300, "they hold no handler back"
-        assert 4096 < kept(world.server.sessions["raw"]) <= 4 * 4096 + 1100
+    async with open_world(clients=0, network=MemoryNetwork(delay=0.01), router=counting.router, server_config=config) as world:
+        async with open_raw(world.network, "first") as first:
+            first.open(hello())
+            token = (await first.frame(Welcome)).session_token
+            stream_id = first.open(LaneOpen())
+            for seq in range(1, 301):
+                first.write(stream_id, MessageFrame(seq, seq.to_bytes(16, "big"), 3, bytes(10_000), True, 0))
+                await trio.sleep(0.01)
+            await trio.sleep(5)
+            assert len(counting.runs) == 300
+            assert 1_000_000 < kept(world.server.sessions["raw"]) <= KEPT_ACKS * RETURN_WINDOW + 10_100
+            async with open_raw(world.network, "second") as second:
+                second.open(replace(hello(), session_token=token))
+                assert (await second.frame(Welcome)).resumed
+                second.open(LaneOpen(acked=0))
+                ended = await second.ended()
+                assert (ended.application, ended.code) == (True, CloseCode.PROTOCOL_ERROR)
+                assert "went unconfirmed" in ended.reason
+        assert len(counting.runs) == 300
 
 
 async def test_with_the_queue_policy_new_messages_wait_for_the_client(autojump_clock: MockClock) -> None:

@@ -268,7 +268,7 @@ async def test_a_defect_in_the_clients_connection(
 ) -> None:
     async with open_machine() as machine, client_of(machine.network) as client:
         await client.wait_connected()
-        connection = client._connection
+        connection = client._supervisor.connection
         assert connection is not None
 
         def broken(now: float) -> None:

@@ -21,7 +21,7 @@ IDLE, CONNECTING, CONNECTED = ClientState.IDLE, ClientState.CONNECTING, ClientSt
 
 
 async def test_a_life_from_idle_to_idle(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "quicflow_trio.client")
+    caplog.set_level(logging.INFO, "quicflow_trio.supervisor")
     seen: list[tuple[ClientState, ClientState]] = []
 
     async def watch(client: Client) -> None:
@@ -120,7 +120,7 @@ async def test_wait_connected_leaves_nothing_when_cancelled(autojump_clock: Mock
         with trio.move_on_after(1) as scope:
             await client.wait_connected()
         assert scope.cancelled_caught
-        assert len(client._changed) == 0
+        assert len(client._supervisor.changed) == 0
 
 
 # -- deadlines ---------------------------------------------------------------------------------------------------------

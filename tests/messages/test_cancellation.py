@@ -281,7 +281,7 @@ async def test_wait_connected(autojump_clock: MockClock) -> None:
                 for count in range(3):
                     if not await cancelled_at(count, client.wait_connected):
                         break
-                    assert len(client._changed) == 0
+                    assert len(client._supervisor.changed) == 0
                 await client.wait_connected()
                 assert await cancelled_at(0, client.wait_connected)
                 for count in range(3):

@@ -195,15 +195,15 @@ async def test_messages_sent_in_a_row_share_packets(autojump_clock: MockClock) -
     server = Recorder()
     async with open_world(network=network, router=server.router) as world:
         client = world.clients["client-0"]
-        assert client._connection is not None
-        turns = client._connection.pump.turns
+        assert client._supervisor.connection is not None
+        turns = client._supervisor.connection.pump.turns
         before = network.statistics().sent
         for number in range(1000):
             sent = await client.send(Message.event(b"%d" % number))
         await sent.delivered()
         # 1,000 messages of some 40 bytes fill 34 datagrams of 1,200 bytes; the peer acknowledges every second.
         assert network.statistics().sent - before < 120
-        assert client._connection.pump.turns - turns < 120
+        assert client._supervisor.connection.pump.turns - turns < 120
         assert len(server.received) == 1000
 
 

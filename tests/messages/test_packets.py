@@ -96,12 +96,12 @@ async def test_one_request_after_the_other_is_one_packet_each_way(autojump_clock
     network = MemoryNetwork(delay=0.001)
     async with open_world(network=network) as world:
         client = world.clients["client-0"]
-        assert client._connection is not None
+        assert client._supervisor.connection is not None
         await trio.sleep(1)
-        turns, before = client._connection.pump.turns, network.statistics().sent
+        turns, before = client._supervisor.connection.pump.turns, network.statistics().sent
         await ask(client, 100)
         assert network.statistics().sent - before <= 2 * 100 + 5
-        assert client._connection.pump.turns - turns <= 100 + 5
+        assert client._supervisor.connection.pump.turns - turns <= 100 + 5
 
 
 async def test_acks_of_one_turn_are_a_few_bytes(autojump_clock: MockClock) -> None:

@@ -57,16 +57,16 @@ async def test_routers_and_configurations_are_used(autojump_clock: MockClock) ->
         client = world.clients["client-0"]
         assert (await client.request(Message.command(b""))).result == b"server"
         assert (await world.server.sessions["client-0"].request(Message.command(b""))).result == b"client"
-        assert client._connection is not None
-        assert client._connection.terms is not None
-        assert client._connection.terms.heartbeat_interval == 3.0
+        assert client._supervisor.connection is not None
+        assert client._supervisor.connection.terms is not None
+        assert client._supervisor.connection.terms.heartbeat_interval == 3.0
 
 
 async def test_each_client_has_a_seed_of_its_own(autojump_clock: MockClock) -> None:
     async with open_world(clients=3, seed=40) as world:
-        assert [client._config.seed for client in world.clients.values()] == [40, 41, 42]
+        assert [client._supervisor._config.seed for client in world.clients.values()] == [40, 41, 42]
     async with open_world(clients=2, seed=40, client_config=ClientConfig(seed=7)) as world:
-        assert [client._config.seed for client in world.clients.values()] == [7, 7]
+        assert [client._supervisor._config.seed for client in world.clients.values()] == [7, 7]
 
 
 async def test_an_exception_of_the_block_leaves_as_itself_and_at_once(autojump_clock: MockClock) -> None:
