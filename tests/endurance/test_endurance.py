@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +16,8 @@ import pytest
 import trio
 
 from tests.endurance import drain, kill, reconnects, soak, stuck
-from tests.endurance.conduct import Bar
+from tests.endurance.children import ROOT
+from tests.endurance.conduct import Bar, Common, conduct
 from tests.endurance.report import Report
 
 pytestmark = pytest.mark.realtime
@@ -48,3 +54,36 @@ async def test_a_client_that_stops_reading_is_held_for_within_bounds(tmp_path: P
     settings = stuck.Stuck(clients=10, pairs=1, seconds=2.0, settle=1.0, flood_every=0.005, pause=0.05, slower=1000)
     report = await run(stuck.prove, settings, tmp_path)
     assert report.held, [check for check in report.checks if not check.held] + report.notes
+
+
+async def test_a_breach_ends_the_program_with_one_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def broken(_: drain.Drain, folder: Path, bar: Bar, report: Report) -> None:
+        report.exactly("requests answered", 999, 1000)
+
+    with pytest.raises(SystemExit) as ended:
+        await conduct("broken", broken, drain.Drain(), Common(results=tmp_path))
+    assert ended.value.code == 1
+    assert "BROKEN" in capsys.readouterr().out
+    written = json.loads((tmp_path / "broken.json").read_text())
+    assert (written["held"], written["checks"][0]["found"], written["settings"]["requests"]) == (False, 999, 1000)
+
+
+def test_an_interrupted_proof_takes_its_processes_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.endurance", "drain", "--results", str(tmp_path), "--keep", str(tmp_path / "ledgers")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        deadline = time.monotonic() + 60
+        # Both children have their ledgers open, so both run.
+        while len(list((tmp_path / "ledgers").glob("*.ledger"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert running(str(tmp_path / "ledgers"))
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate(timeout=60)
+    assert (program.returncode, errors) == (130, "interrupted\n")
+    assert not running(str(tmp_path / "ledgers"))
+
+
+def running(argument: str) -> list[str]:
+    """Return the processes that were called with this."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if argument in line and "tests.endurance" in line]
