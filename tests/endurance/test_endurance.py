@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.endurance import drain, kill, reconnects, soak, stuck
+from tests.endurance import drain, kill, reconnects, rolling, soak, stuck
 from tests.endurance.children import ROOT
 from tests.endurance.conduct import Bar, Common, conduct
 from tests.endurance.report import Report
@@ -26,6 +26,7 @@ SHORT: dict[str, tuple[Callable[..., Awaitable[None]], Any]] = {
     "reconnects": (reconnects.prove, reconnects.Reconnects(requests=2000, cuts=4, clients=4)),
     "kill": (kill.prove, kill.Kill(kills=1, clients=5)),
     "drain": (drain.prove, drain.Drain(drains=1, requests=200, clients=10, seconds=0.5)),
+    "rolling": (rolling.prove, rolling.Rolling(turns=1, clients=5, tasks=10)),
 }
 
 
