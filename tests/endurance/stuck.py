@@ -27,8 +27,6 @@ __all__ = ["Stuck", "prove"]
 MIB = 1 << 20
 VICTIM = "stuck-0"
 SAMPLE = 0.25
-SETTLE = 3.0
-"""Seconds at the start of a phase that are not looked at: the one that was stopped has a lot to read first."""
 
 
 @Parameter(name="*")
@@ -40,6 +38,7 @@ class Stuck:
         clients: it included.
         pairs: of phases, one with it reading, one with it stopped.
         seconds: of a phase.
+        settle: seconds before each that are not looked at: the one that was stopped has a lot to read first.
         pause: seconds between two requests of each of the others, on average.
         broadcast_every: seconds between two broadcasts to everybody.
         broadcast_size: bytes of each.
@@ -52,6 +51,7 @@ class Stuck:
     clients: int = 1000
     pairs: int = 10
     seconds: float = 10.0
+    settle: float = 3.0
     pause: float = 3.0
     broadcast_every: float = 2.0
     broadcast_size: int = 1000
@@ -136,6 +136,9 @@ def _judge(settings: Stuck, report: Report, reading: list[Phase], stopped: list[
         "memory of the server, MB, each stopped phase less the first reading one, the largest", max(grown), settings.most
     )
     report.at_most("P99 of the others, stopped : reading, median of the pairs", statistics.median(ratios), settings.slower)
+    report.figures["P99 of requests that no pause of the machine touched, stopped : reading"] = (
+        statistics.median(calm) if calm else 0
+    )
     report.at_least(
         "bytes held for it while stopped, the least", min(phase.outbox + phase.unacked for phase in stopped), MIB // 2
     )
@@ -175,7 +178,7 @@ class Stage:
         if kind == "stopped":
             self._one.pause(signal.SIGSTOP)
         try:
-            await trio.sleep(SETTLE)
+            await trio.sleep(self._settings.settle)
             await self._crowd.ask("times")
             started = cpu_seconds(self._server.pid)
             until = time.monotonic() + self._settings.seconds
