@@ -52,22 +52,21 @@ async def test_a_server_that_stops_says_so_to_those_who_came_back_too(autojump_c
 
 async def test_a_session_outlives_a_welcome_that_does_not_come(autojump_clock: MockClock) -> None:
     # The server had resumed the session, and ended it when the client gave up waiting to be told so.
-    async with open_world(clients=0) as world:
-        async with open_raw(world.network, "first") as first:
-            first.open(hello())
-            token = (await first.frame(Welcome)).session_token
-            session = world.server.sessions["raw"]
-            world.network.partition("first")
-            async with open_raw(world.network, "second") as second:
-                second.open(replace(hello(), session_token=token))
-                assert (await second.frame(Welcome)).resumed
-                second.engine.close(int(CloseCode.HELLO_TIMEOUT), "hello timeout")
-                second.kick()
-                await until(lambda: not session.connected)
-            async with open_raw(world.network, "third") as third:
-                third.open(replace(hello(), session_token=token))
-                assert (await third.frame(Welcome)).resumed
-                assert world.server.sessions["raw"] is session
+    async with open_world(clients=0) as world, open_raw(world.network, "first") as first:
+        first.open(hello())
+        token = (await first.frame(Welcome)).session_token
+        session = world.server.sessions["raw"]
+        world.network.partition("first")
+        async with open_raw(world.network, "second") as second:
+            second.open(replace(hello(), session_token=token))
+            assert (await second.frame(Welcome)).resumed
+            second.engine.close(int(CloseCode.HELLO_TIMEOUT), "hello timeout")
+            second.kick()
+            await until(lambda: not session.connected)
+        async with open_raw(world.network, "third") as third:
+            third.open(replace(hello(), session_token=token))
+            assert (await third.frame(Welcome)).resumed
+            assert world.server.sessions["raw"] is session
 
 
 async def test_a_client_that_is_closed_leaves_no_timer(autojump_clock: MockClock) -> None:
