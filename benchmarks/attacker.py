@@ -42,6 +42,7 @@ from quicflow_trio import (
     TLSConfig,
     open_client,
     serve,
+    tune_garbage_collector,
 )
 from quicflow_trio.quic.certificates import make_authority, make_server_certificate
 
@@ -58,6 +59,7 @@ def token(client_id: str, *rules: str) -> bytes:
 
 # -- the server --------------------------------------------------------------------------------------------------------
 async def run_server(folder: Path, limited: bool) -> None:
+    tune_garbage_collector()
     router = Router()
 
     async def echo(request: Request) -> bytes:

@@ -126,6 +126,25 @@ class Client(Peer):
         assert self._supervisor.connection is not None
         await self._credentials.renew(self._supervisor.connection)
 
+    async def rebind(self) -> None:
+        """Move the connection that stands to a new local socket; return once the server was heard there. Waits for a connection.
+
+        For a machine that knows it is in another network now, or a program that wants another port. A connection whose address is
+        changed by somebody in between (a NAT, for one) stands by itself; this one need not wait until that is noticed. The connection
+        goes on under another connection id, the server makes sure of the address, and what is under way ends with its true result.
+
+        Cancelled, the connection has moved or has not; it stands in either case.
+
+        Raises:
+            LocalProtocolError: the client shares its socket with others (`open_endpoint`).
+            ConnectionLost: the connection ended meanwhile, or the server has not given it another connection id yet; what is under way
+                goes on with the session, as after any loss.
+            OSError: no socket can be bound; the connection stays where it is.
+            ConnectionRefused, SessionReplaced, ConnectionClosed: as for `wait_connected`.
+        """
+        await self.wait_connected()
+        await self._supervisor.rebind()
+
     async def wait_closed(self) -> None:
         """Wait until the client is closed for good: its block was left, or the server refused it.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import final
 
@@ -12,7 +11,8 @@ import trio
 from .background import open_background
 from .deadlines import Deadlines
 from .net.endpoint import Endpoint, EndpointStatistics
-from .net.udp import Network, SocketStatistics, UdpNetwork
+from .net.movable import add_up, joined
+from .net.udp import Network, UdpNetwork
 from .observe.logs import Logger, get_logger
 from .quic.engine import Address
 
@@ -180,34 +180,17 @@ class ClientEndpoint:
 
 def _sum(parts: Sequence[EndpointStatistics]) -> EndpointStatistics:
     """Return the figures of several endpoints as those of one."""
-    sockets = [part.socket for part in parts]
-    drops = [socket.receive_drops for socket in sockets if socket.receive_drops is not None]
     return EndpointStatistics(
-        socket=SocketStatistics(
-            datagrams_in=sum(socket.datagrams_in for socket in sockets),
-            datagrams_out=sum(socket.datagrams_out for socket in sockets),
-            bytes_in=sum(socket.bytes_in for socket in sockets),
-            bytes_out=sum(socket.bytes_out for socket in sockets),
-            send_errors=_joined([socket.send_errors for socket in sockets]),
-            receive_errors=_joined([socket.receive_errors for socket in sockets]),
-            receive_drops=sum(drops) if drops else None,
-        ),
+        socket=add_up([part.socket for part in parts]),
         connection_ids=sum(part.connection_ids for part in parts),
         last_words=sum(part.last_words for part in parts),
-        dropped=_joined([part.dropped for part in parts]),
+        dropped=joined([part.dropped for part in parts]),
         negotiations=sum(part.negotiations for part in parts),
         retries=sum(part.retries for part in parts),
         tokens_refused=sum(part.tokens_refused for part in parts),
         resets_sent=sum(part.resets_sent for part in parts),
         resets_received=sum(part.resets_received for part in parts),
     )
-
-
-def _joined(counters: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in counters:
-        total.update(one)
-    return dict(total)
 
 
 @asynccontextmanager

@@ -128,7 +128,8 @@ class ClientConfig(_PeerConfig):
 
     Attributes:
         heartbeat_interval: seconds between pings; the server's, when that is shorter.
-        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost.
+        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; in as long a frame that has
+            begun must bring its end, or 128 bytes for each of them.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
         authenticate_timeout: seconds that a function given as ``credentials`` may take.
@@ -167,7 +168,8 @@ class ServerConfig(_PeerConfig):
 
     Attributes:
         heartbeat_interval: seconds between pings, asked of every client in the welcome.
-        heartbeat_timeout: seconds without any frame from a client after which its connection is closed.
+        heartbeat_timeout: seconds without any frame from a client after which its connection is closed; frames that have begun as for
+            `ClientConfig`.
         handshake_timeout: seconds a new connection may take until TLS is done.
         hello_timeout: seconds a client may take from there to its hello, and the answer to it.
         authenticate_timeout: seconds that the authenticator may take; no use beyond ``hello_timeout``.

@@ -18,6 +18,7 @@ from .endings import HANDSHAKE_TIMEOUT, UNREACHABLE
 from .errors import ProtocolError, RemoteProtocolError
 from .lanes import LaneStreams
 from .link import Link
+from .liveness import BeginningFrame, FrameWatch
 from .net.endpoint import Endpoint
 from .net.pump import Pump
 from .observe.events import HeartbeatTimeoutEvent
@@ -27,7 +28,7 @@ from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
-from .protocol.pings import PingBudget
+from .protocol.pings import PingBudget, PingsSent
 from .protocol.state import CloseCode, ConnectionState, check_control_frame
 from .quic.engine import (
     ConnectionEnded,
@@ -90,7 +91,7 @@ class Connection:
         limits: this side's limits.
         handshake_timeout: seconds until TLS must be done.
         hello_timeout: seconds from there to the hello or welcome.
-        heartbeat_timeout: seconds without a frame after which the connection counts as dead.
+        heartbeat_timeout: seconds without a frame, or a part of one, after which the connection counts as dead.
         deadlines: where its timers stand.
         instruments: where it counts and reports.
 
@@ -102,7 +103,7 @@ class Connection:
         link: the session it carries, None before it is open.
         terms: what was agreed on, None before it is open.
         opened_at: when it became open (Trio clock), None before.
-        last_heard: when the last frame came (Trio clock).
+        last_heard: when the last frame, or a part of one, came (Trio clock).
         last_ping: when the last ping came or, on a client, the last pong (Trio clock); None before.
         rtt_sample: seconds from ping to pong, the last one; None before, and on a server.
         goodbye: the peer's goodbye, None before it came.
@@ -151,12 +152,12 @@ class Connection:
         self._instruments = instruments
         self._handshake_deadline = now + handshake_timeout
         self._control = FrameReader(CONTROL_FRAME_LIMIT)
+        self._frames = FrameWatch(heartbeat_timeout)
         self._control_arrived = 0
         self._control_out: list[bytes] = []
         self._lanes: LaneStreams | None = None
         self._early: list[StreamData] = []
-        self._pings: dict[int, float] = {}
-        self._ping_number = 0
+        self._pings = PingsSent()
         self._ping_budget = PingBudget(now)
         self._said_goodbye = False
         self._quiet: trio.Event | None = None
@@ -268,6 +269,8 @@ class Connection:
                     self._stream_data(event)
                 else:
                     self._rare_event(event)
+            if now >= self._frames.due:
+                self._look_at_frames(now)
         except ProtocolError as exc:
             self.fail(exc)
 
@@ -314,14 +317,17 @@ class Connection:
         elif self.state is ConnectionState.HELLO:
             self.close(CloseCode.HELLO_TIMEOUT, "hello timeout")
         else:
-            silence = now - self.last_heard
-            log.warning("nothing heard from the peer", **self.context, silence=round(silence, 3))
-            self._instruments.counters.heartbeat_timeouts += 1
-            events = self._instruments.events
-            if events.active:
-                assert self.link is not None, "only an open connection has a heartbeat"
-                events.emit(HeartbeatTimeoutEvent(at=events.now(), client_id=self.link.client_id, silence=silence))
-            self.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
+            self._heartbeat_failed(now, "heartbeat timeout")
+
+    def _heartbeat_failed(self, now: float, reason: str) -> None:
+        silence = now - self.last_heard
+        log.warning("nothing heard from the peer", **self.context, silence=round(silence, 3), reason=reason)
+        self._instruments.counters.heartbeat_timeouts += 1
+        events = self._instruments.events
+        if events.active:
+            assert self.link is not None, "only an open connection has a heartbeat"
+            events.emit(HeartbeatTimeoutEvent(at=events.now(), client_id=self.link.client_id, silence=silence))
+        self.close(CloseCode.HEARTBEAT_TIMEOUT, reason)
 
     def transmitted(self) -> None:
         """See whether a drain is complete."""
@@ -329,6 +335,16 @@ class Connection:
             self._quiet.set()
 
     # -- streams in ------------------------------------------------------------------------------------------------
+    def _look_at_frames(self, now: float) -> None:
+        """Close the connection when a frame has begun and does not go on; see `liveness`."""
+        control = self._control.partial
+        frames = [BeginningFrame(CONTROL_STREAM, self._control_arrived - control, control)] if control else []
+        if self._lanes is not None:
+            frames += self._lanes.beginning()
+        stuck = self._frames.look(now, frames)
+        if stuck is not None and self.state in (ConnectionState.OPEN, ConnectionState.DRAINING):
+            self._heartbeat_failed(now, f"stream {stuck.stream_id} has a frame that does not go on")
+
     def _stream_data(self, event: StreamData) -> None:
         if event.stream_id == CONTROL_STREAM:
             self._control_data(event)
@@ -363,9 +379,8 @@ class Connection:
         elif isinstance(frame, PongFrame):
             self.last_ping = self.last_heard
             self._instruments.counters.heartbeats_received += 1
-            sent = self._pings.pop(frame.number, None)
-            if sent is not None:
-                self.rtt_sample = trio.current_time() - sent
+            sample = self._pings.answered(frame.number, trio.current_time())
+            self.rtt_sample = self.rtt_sample if sample is None else sample
         else:
             assert isinstance(frame, (Hello, Welcome, Goodbye, Authentication))
             if isinstance(frame, Goodbye):
@@ -425,12 +440,8 @@ class Connection:
 
     def ping(self) -> None:
         """Send a heartbeat."""
-        self._ping_number += 1
         self._instruments.counters.heartbeats_sent += 1
-        self._pings[self._ping_number] = trio.current_time()
-        if len(self._pings) > 16:
-            del self._pings[next(iter(self._pings))]
-        self._send_control(PingFrame(self._ping_number))
+        self._send_control(PingFrame(self._pings.next(trio.current_time())))
 
     def say_goodbye(self, code: CloseCode, reason: str, retry_after: float = 0.0) -> None:
         """Tell the peer to start nothing new; what is on the wire is finished. No effect the second time."""

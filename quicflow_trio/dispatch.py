@@ -371,6 +371,10 @@ class Dispatcher:
         self._pending -= 1
         if not self._pending:
             self._idle.unpark_all()
+        if lane.undecoded and not lane.queue:
+            # What its handlers held kept them from being decoded.
+            self._decode_more(lane)
+            self.resume(lane)
         if incoming.serial:
             lane.held_back = False
             self.resume(lane)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import trio
@@ -10,18 +10,19 @@ import trio
 from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
+from .liveness import BeginningFrame
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from .protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from .quic.engine import Engine, StreamData
-from .wire import FrameReader, LaneOpen, decode
+from .wire import PREFIX_SIZE, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
 KEPT_ACKS = 4
-"""How many times `Limits.outbox_bytes` the acks of a lane may take that were written and not confirmed: what waits in QUIC, what is on
-the way, and what the confirmation takes to come."""
+"""How many times `Limits.outbox_bytes`, or the window of a return half where that is more, the acks of a lane may take that have left
+and are not confirmed: one window of them may be on the way, and as much again for each round trip that the confirmation is late."""
 
 
 class LaneStreams:
@@ -107,13 +108,12 @@ class LaneStreams:
         """Take in the first bytes of a stream that may carry a lane known from an earlier connection: its name says so."""
         stream_id = event.stream_id
         data = self._openings.pop(stream_id, b"") + event.data
-        reader = FrameReader(self._limits.payload + FRAME_OVERHEAD)
-        reader.feed(data)
-        first = reader.frames(1)
-        if not first:
+        size = int.from_bytes(data[:PREFIX_SIZE], "big")
+        if len(data) < PREFIX_SIZE or len(data) - PREFIX_SIZE < size <= FRAME_OVERHEAD:
             self._openings[stream_id] = data
             return
-        opening = decode(first[0])
+        # A first frame too long to be a name, which would be copied with every packet of it, is left to a lane of its own to refuse.
+        opening = decode(data[PREFIX_SIZE : PREFIX_SIZE + size]) if 0 < size <= FRAME_OVERHEAD else None
         known = self._link.session_lanes.get(opening.name) if isinstance(opening, LaneOpen) else None
         if known is None or known.attached:
             receiver = self._new_receiver(stream_id)
@@ -160,6 +160,20 @@ class LaneStreams:
         if sender.pending:
             # Receipts have made room for more, or the acks are to be confirmed. It is written in this same turn.
             self._senders_pending[sender] = None
+
+    def beginning(self) -> Iterator[BeginningFrame]:
+        """Yield the frames of which a part has come, but for messages that this side's own credit may hold back."""
+        for stream_id, data in self._openings.items():
+            yield BeginningFrame(stream_id, 0, len(data))
+        for stream_id, sender in self._senders.items():
+            if partial := sender.partial:
+                yield BeginningFrame(stream_id, self._return_arrived[stream_id] - partial, partial)
+        window = self._link.window()
+        for stream_id, receiver in self._receivers.items():
+            partial = receiver.partial
+            # What handlers hold is taken off the credit; up to half a window of it the peer has been told of enough to go on.
+            if partial and (receiver.held_bytes - partial) * 2 <= window:
+                yield BeginningFrame(stream_id, receiver.arrived - partial, partial)
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
@@ -214,8 +228,7 @@ class LaneStreams:
             batch = receiver.next_batch()
             if batch:
                 self._write(receiver.stream_id, batch)
-                if receiver.kept_bytes > self._limits.outbox_bytes:
-                    receiver.trim(KEPT_ACKS * self._limits.outbox_bytes)
+                self._trim(receiver)
             if stalled:
                 link.dispatcher.resume(receiver)
         else:
@@ -227,6 +240,12 @@ class LaneStreams:
         if limit > receiver.granted:
             receiver.granted = limit
             engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+
+    def _trim(self, receiver: LaneReceiver) -> None:
+        """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
+        limit = KEPT_ACKS * max(self._limits.outbox_bytes, RETURN_WINDOW)
+        if receiver.kept_bytes > limit:
+            receiver.trim(limit + self._engine.unsent(receiver.stream_id))
 
     def _flush_sender(self, sender: LaneSender) -> None:
         stream_id = sender.stream_id
@@ -291,13 +310,17 @@ class LaneStreams:
     @property
     def all_received(self) -> bool:
         """True when the peer has confirmed every message that was written, and none waits that may still be written."""
-        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._senders.values())
+        return not any(lane.unreceipted or (lane.unwritten and self.may_start) for lane in self._link.lanes.values())
 
     @property
     def quiet(self) -> bool:
-        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs."""
+        """True when nothing is under way: no message, no request of ours, no handler here, no ack of theirs.
+
+        Lanes of the session count that the peer has not opened again on this connection: what is kept for them, it has not got.
+        """
+        link = self._link
         return (
             self.all_received
-            and not any(lane.waiting for lane in self._senders.values())
-            and not any(lane.active or lane.undecoded or lane.ack_bytes for lane in self._receivers.values())
+            and not any(lane.waiting for lane in link.lanes.values())
+            and not any(lane.busy or (lane.kept_bytes and not lane.attached) for lane in link.session_lanes.values())
         )

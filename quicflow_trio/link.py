@@ -235,10 +235,10 @@ class Link:
         for name, lane in earlier.lanes.items():
             again = lane.take_redeliverable()
             if again:
-                self.instruments.counters.messages_redelivered += len(again)
                 if name not in self.lanes:
                     self.add_lane(name)
                 self.lanes[name].redeliver(again)
+                self.instruments.counters.messages_redelivered += sum(outgoing.redelivered for outgoing in again)
 
     def states(self) -> tuple[LaneState, ...]:
         """Return how far the peer's lanes have come here, for a hello or a welcome."""
@@ -251,6 +251,13 @@ class Link:
         known = {state.name: state for state in states}
         every = all(lane.can_resume(known.pop(name, LaneState(name))) for name, lane in self.lanes.items())
         return every and not known
+
+    @property
+    def unfinished(self) -> bool:
+        """True while the peer has not got what it is to get, or a handler owes it an answer."""
+        return any(lane.unwritten or lane.unreceipted for lane in self.lanes.values()) or any(
+            lane.busy for lane in self.session_lanes.values()
+        )
 
     def pause(self, interruption: str = "") -> None:
         """Note that the connection is gone and the session is not: everything waits for its next connection.
@@ -336,6 +343,7 @@ class Link:
 
     def release(self) -> None:
         """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
+        self.dispatcher.stop()
         self._budget.held -= self.held_bytes
         self.held_bytes = 0
 

@@ -204,7 +204,7 @@ class Session(Peer):
         self._link.dispatcher.stop()
         self._link.abandon()
         if not self._connection.closed.is_set():
-            self._connection.close(CloseCode.INTERNAL_ERROR, "the session ended")
+            self._connection.close(*self._connection.farewell)
 
 
 class SessionRegistry:

@@ -15,11 +15,12 @@ from .connection import Connection
 from .credentials import ClientCredentials
 from .deadlines import Deadlines
 from .endings import loss, reason_label, refusal, report_end, survivable
-from .errors import ConnectionLost, CredentialsUnavailable, QuicFlowError, RemoteProtocolError
+from .errors import ConnectionLost, CredentialsUnavailable, LocalProtocolError, QuicFlowError, RemoteProtocolError
 from .gauges import NetworkTotals
 from .heartbeat import heartbeat
 from .link import Link
 from .net.endpoint import Endpoint
+from .net.movable import MovableSocket
 from .net.udp import Network
 from .observe.events import StateChangeEvent
 from .observe.instruments import Instruments
@@ -103,6 +104,8 @@ class Supervisor:
         self._events = instruments.events
         self._backoff = Backoff(config.backoff_initial, config.backoff_max, config.jitter, config.seed)
         self._endpoint: Endpoint | None = None
+        self._socket: MovableSocket | None = None
+        self._moving = trio.Lock()
         # Of the endpoints that are closed.
         self._network_totals = NetworkTotals()
         self._retry_after = 0.0
@@ -216,11 +219,13 @@ class Supervisor:
             async with network.use(address, self._refused_by_network) as shared:
                 await self._run_on(shared, network.deadlines, address)
             return
-        self._endpoint = endpoint = Endpoint(await network.bind_for(address), refused=self._refused_by_network)
+        self._socket = MovableSocket(await network.bind_for(address))
+        self._endpoint = endpoint = Endpoint(self._socket, refused=self._refused_by_network)
         try:
             await self._run_on(endpoint, self._deadlines, address, endpoint.run)
         finally:
             endpoint.close()
+            self._socket = None
             self._network_totals.add(endpoint.statistics())
             self._endpoint = None
 
@@ -238,6 +243,32 @@ class Supervisor:
                 nursery.cancel_scope.cancel()
         finally:
             self.connection = None
+
+    async def rebind(self) -> None:
+        """See `client.Client.rebind`; the client was connected just now."""
+        network = self._network
+        if isinstance(network, ClientEndpoint):
+            raise LocalProtocolError("clients that share a socket cannot move: open this one without open_endpoint()")
+        async with self._moving:
+            connection, socket = self.connection, self._socket
+            if connection is None or socket is None or connection.closed.is_set():
+                raise ConnectionLost("there is no connection that could move")
+            address = connection.engine.peer_address
+            assert address is not None, "a connection that stands has a peer"
+            new = await network.bind_for(address)
+            if self._socket is not socket or not connection.engine.migrate():
+                new.close()
+                raise ConnectionLost("the connection has ended, or the server allows it no move now")
+            heard = socket.move_to(new)
+            self._log.info("moved to another address", address=new.address)
+            # The first packet from there must be more than an ACK for the server to follow (RFC 9000 section 9.2).
+            connection.ping()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_after, connection.closed, nursery.cancel_scope)
+                await heard.wait()
+                nursery.cancel_scope.cancel()
+        if not heard.is_set():
+            raise ConnectionLost("the connection ended before the server was heard at the new address")
 
     def _refused_by_network(self) -> None:
         if self.connection is not None:
@@ -348,10 +379,15 @@ class Supervisor:
                     connection.say_goodbye(CloseCode.NORMAL, "client disconnect")
                     connection.begin_drain()
                     await connection.drained()
-                if not any(lane.unwritten or lane.unreceipted for lane in self._link.lanes.values()):
+                if not self._link.unfinished:
                     return
                 # There was no connection yet, or it was lost, or its server is draining: the next one gets its chance.
                 if connection is not None and self.state.value is ClientState.CONNECTED:
                     await connection.closed.wait()
                 else:
                     await self.changed.park()
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

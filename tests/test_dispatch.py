@@ -66,7 +66,7 @@ class Bench:
             yield
 
     def lane(self, name: str = "") -> LaneReceiver:
-        lane = LaneReceiver(4 * len(self._seqs), 10_000, 0)
+        lane = LaneReceiver(4 * len(self._seqs), 10_000, 1 << 20)
         lane.feed(encode(LaneOpen(name)))
         self._seqs[lane] = 0
         return lane

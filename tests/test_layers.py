@@ -30,6 +30,7 @@ PEERS = {
     "heartbeat",
     "lanes",
     "link",
+    "liveness",
     "peer",
     "router",
 }

@@ -152,6 +152,8 @@ def _describe(exc: BaseException) -> str:
             f"{text}\nhint: say with --server-name NAME which of its names the certificate is to be checked for, "
             "or make one for this host with `quicflow certs --name HOST`"
         )
+    if isinstance(exc, AuthenticationFailed) and not text.startswith("TLS alert"):
+        return f"{text}\nhint: show what the server asks for with --token FILE, or with --cert FILE and --key FILE"
     if isinstance(exc, AuthenticationFailed):
         return f"{text}\nhint: trust the server's authority with --ca FILE (`quicflow certs` writes certs/ca.pem)"
     return text

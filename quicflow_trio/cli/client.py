@@ -88,6 +88,7 @@ def summary(figures: ClientFigures, now: float) -> list[tuple[str, str]]:
     since = span(ago(now, figures.connected_at))
     return [
         ("state", f"{shown(figures.state)}, {shown(figures.remote_address) or NONE}"),
+        *([("identity", shown(figures.identity))] if figures.identity else []),
         ("connected", f"{day_and_clock(figures.connected_at)} ({since} ago)"),
         ("round trip", f"{rtt}, last heartbeat {heartbeat}"),
         (

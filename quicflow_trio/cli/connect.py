@@ -16,10 +16,12 @@ from cyclopts import App
 
 from ..client import Client, open_client
 from ..client_state import StateChange
+from ..credentials import CredentialsSource
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
 from ..peer import Peer
 from ..router import Request, Router
+from .access import Credentials
 from .common import (
     Address,
     AddressArgument,
@@ -75,6 +77,7 @@ async def connect(
     id: str,
     patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
+    credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
 ) -> int:
     """Talk to a server by hand: send, request, and watch what arrives.
@@ -84,18 +87,21 @@ async def connect(
         id: client id to connect as. A client that is connected with the same id is replaced.
         patience: seconds to wait for each answer and each receipt.
         tls: certificates.
+        credentials: what is shown to the server.
         log_level: debug, info, warning, error or off; logs go to standard error.
     """
     configure_logging(log_level)
-    code = await until_signalled(partial(_connect, address, id, patience, tls))
+    code = await until_signalled(partial(_connect, address, id, patience, tls, credentials.source(id)))
     # Ctrl-C is how many leave such a program: no failure.
     return ExitCode.OK if code == ExitCode.INTERRUPTED else code
 
 
-async def _connect(address: Address, client_id: str, patience: float, tls: ClientTLS) -> int:
+async def _connect(address: Address, client_id: str, patience: float, tls: ClientTLS, credentials: CredentialsSource) -> int:
     screen = Screen(interactive=sys.stdin.isatty() and sys.stdout.isatty())
     router = make_router(screen)
-    async with open_client(address.host, address.port, client_id=client_id, tls=tls.config(), router=router) as client:
+    async with open_client(
+        address.host, address.port, client_id=client_id, tls=tls.config(), credentials=credentials, router=router
+    ) as client:
 
         async def run() -> None:
             # A person sees the attempts and may wait; a script wants to hear that there is no server.

@@ -6,14 +6,17 @@ import base64
 import json
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from ..client import open_client
+from ..client import Client, open_client
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
+from .access import Credentials
 from .common import (
     Address,
     AddressArgument,
@@ -61,6 +64,7 @@ async def request(
     type: Literal["command", "event", "query"] = "command",
     patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
+    credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
     json_output: JsonFlag = False,
 ) -> int:
@@ -73,22 +77,30 @@ async def request(
         type: what the message is.
         patience: seconds to wait for the connection, and again for the answer.
         tls: certificates.
+        credentials: what is shown to the server.
         log_level: debug, info, warning, error or off; logs go to standard error.
         json_output: print one JSON object instead of the bare result.
     """
     configure_logging(log_level)
-    run = partial(_request, address, payload, id, MessageType[type.upper()], patience, tls, json_output)
+    connecting = partial(
+        open_client, address.host, address.port, client_id=id, tls=tls.config(), credentials=credentials.source(id)
+    )
+    run = partial(_request, connecting, address, payload, MessageType[type.upper()], patience, json_output)
     return await until_signalled(run)
 
 
 async def _request(
-    address: Address, payload: str, client_id: str, type: MessageType, patience: float, tls: ClientTLS, json_output: bool
+    connecting: Callable[[], AbstractAsyncContextManager[Client]],
+    address: Address,
+    payload: str,
+    type: MessageType,
+    patience: float,
+    json_output: bool,
 ) -> int:
-    config = tls.config()
     content = await read_all() if payload == "-" else os.fsencode(payload)
     started = time.perf_counter()
     try:
-        async with open_client(address.host, address.port, client_id=client_id, tls=config) as client:
+        async with connecting() as client:
             await wait_connected(client, address, patience)
             started = time.perf_counter()
             ack = await client.request(Message(type, content), ack_timeout=patience)

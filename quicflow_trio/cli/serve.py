@@ -18,6 +18,7 @@ from ..router import Request, Router
 from ..server import Server
 from ..server import serve as run_server
 from ..tuning import tune_garbage_collector
+from .access import Admission
 from .common import (
     DEFAULT_PORT,
     Address,
@@ -54,7 +55,8 @@ bound, 2 usage (a certificate is missing or does not fit).
 Examples:
   quicflow certs && quicflow serve
   quicflow serve --ops 127.0.0.1:8475
-  quicflow serve --host 0.0.0.0 --client-ca certs/ca.pem
+  quicflow serve --host 0.0.0.0 --client-ca certs/ca.pem --client-names
+  quicflow serve --token-key secret --audience backbone --issuer login
   quicflow serve --port 0 --json --until-eof   (for scripts: read the port,
                                                 close the pipe to stop it)
 """
@@ -92,6 +94,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
+    access: Admission = Admission(),  # noqa: B008 - frozen
     reset_key: Path | None = None,
     ops: str | None = None,
     ops_token: OpsToken = None,
@@ -108,6 +111,7 @@ async def serve(
         host: address to listen on. Beyond this machine anyone who reaches the port can connect, unless --client-ca is given.
         port: UDP port; 0 takes a free one.
         grace: how long a drain lets running handlers go on, seconds.
+        access: who may connect.
         reset_key: file with the key of stateless resets, made when it does not exist. With it clients learn at once when the server was
             killed and started again.
         ops: HOST:PORT on which to answer those who operate the server, over HTTP; port 0 takes a free one.
@@ -118,11 +122,13 @@ async def serve(
     """
     configure_logging(log_level)
     tune_garbage_collector()
-    _check_files(cert, key, client_ca)
-    tls = TLSConfig.server(cert, key, client_ca=client_ca)
+    tls = _load(cert, key, client_ca)
     ops_config = None if ops is None else OpsConfig(ops, token=ops_token)
-    config = ServerConfig(reset_key_file=reset_key)
-    run = partial(run_server, make_router(), host=host, port=port, tls=tls, config=config, ops=ops_config)
+    config = ServerConfig(reset_key_file=reset_key, rate=access.rate_limit())
+    authenticate = access.authenticator(client_ca)
+    run = partial(
+        run_server, make_router(), host=host, port=port, tls=tls, authenticate=authenticate, config=config, ops=ops_config
+    )
     stopped = trio.Event()
 
     async def run_to_end(task_status: trio.TaskStatus[Server]) -> None:
@@ -152,8 +158,9 @@ def _announce(server: Server, json_output: bool) -> None:
             print(f"ops side on {server.ops_url} (open it in a browser, or `quicflow top --ops {server.ops_url}`)", flush=True)
 
 
-def _check_files(cert: Path, key: Path, client_ca: Path | None) -> None:
+def _load(cert: Path, key: Path, client_ca: Path | None) -> TLSConfig:
     for file in (cert, key, client_ca):
         if file is not None and not file.is_file():
             hint = "hint: `quicflow certs` makes certificates in ./certs, where `quicflow serve` looks for them"
             raise CommandFailed(ExitCode.USAGE, f"{file}: no such file\n{hint}")
+    return TLSConfig.server(cert, key, client_ca=client_ca)

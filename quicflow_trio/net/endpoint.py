@@ -15,6 +15,7 @@ from ..quic.resets import ResetTable
 from ..quic.routing import Header, RoutingTable, parse_header, version_negotiation
 from .pump import Pump
 from .stateless import Answer, AnswerKind, Doorkeeper
+from .turnstile import Turnstile
 from .udp import DatagramSocket, SocketStatistics
 
 __all__ = ["Accept", "Endpoint", "EndpointStatistics"]
@@ -87,6 +88,7 @@ class Endpoint:
 
     Attributes:
         probes: what its connections take their probes from.
+        turnstile: where its connections wait to go on with their handshakes.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Endpoint:
         self._reset_tokens: ResetTable[Pump] = ResetTable(os.urandom(32))
         self._resets_received = 0
         self.probes: ProbeBudget = ProbeBudget()
+        self.turnstile: Turnstile = Turnstile()
 
     @property
     def address(self) -> Address:
@@ -250,6 +253,8 @@ class Endpoint:
     def _admit(self, accept: Accept, header: Header, data: bytes, address: Address, now: float) -> Pump | None:
         admitted = self._doorkeeper.admit(header, data, address, now)
         if isinstance(admitted, Answer):
+            if admitted.data is None:
+                self._drop("refused")
             self._answer(admitted.kind, admitted.data, address)
             return None
         pump = accept(admitted, address, now)

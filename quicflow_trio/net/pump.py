@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from ..quic.engine import Address, Engine, EngineEvent
+from .turnstile import Turnstile
 
 __all__ = ["Driver", "Pump", "Transmitter"]
 
@@ -58,6 +59,8 @@ class Driver(Protocol):
 
 class Transmitter(Protocol):
     """What a pump sends through: the endpoint."""
+
+    turnstile: Turnstile
 
     async def transmit(self, datagrams: Sequence[tuple[bytes, Address]]) -> None:
         """Send, waiting while the socket is full."""
@@ -152,8 +155,13 @@ class Pump:
             waited = await self._wait()
             # Whatever is written until the flush below takes part in this turn: no kick for it, or each turn would cause an idle one.
             self._kicked = True
-            now = trio.current_time()
-            self._feed(now)
+            if self._backlog and self.capacity == HANDSHAKE_INBOX:
+                async with self._transmitter.turnstile.step():
+                    now = trio.current_time()
+                    self._feed(now)
+            else:
+                now = trio.current_time()
+                self._feed(now)
             timer = engine.get_timer()
             if timer is not None and timer <= now:
                 engine.handle_timer(now)

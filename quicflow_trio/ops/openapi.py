@@ -252,6 +252,7 @@ def _client() -> Json:
     described: Json = {
         "client_id": _TEXT,
         "state": {"enum": ["connected", "away", "gone"]},
+        "identity": {"type": ["string", "null"], "description": "who it has shown to be; null where nobody is asked"},
         "remote_address": {"type": ["string", "null"], "description": "host:port"},
         "connected_at": _MAYBE_NUMBER,
         "last_heartbeat": _MAYBE_NUMBER,

@@ -16,6 +16,14 @@ from ..peer import Peer, PeerStatistics, Sent
 __all__ = ["BroadcastOutcome", "ClientView", "ServerView"]
 
 
+class IdentityView(Protocol):
+    """Who a client is: `auth.Identity`."""
+
+    @property
+    def name(self) -> str:
+        """As the authenticator says; empty where there is none."""
+
+
 class ClientView(Protocol):
     """One client's session: `sessions.Session`."""
 
@@ -25,6 +33,10 @@ class ClientView(Protocol):
     @property
     def connected(self) -> bool:
         """True while a connection carries it."""
+
+    @property
+    def identity(self) -> IdentityView:
+        """Who it has shown to be."""
 
     @property
     def remote_address(self) -> tuple[str, int]:

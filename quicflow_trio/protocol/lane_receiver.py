@@ -10,18 +10,18 @@ Contract::
     lane.detach()                   the connection is gone; with ``keeps`` the acks wait for the session's next one
     lane.attach(...)                it goes on there: acks that the peer has not taken are written again, from the store
 
-Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers.
+Memory is bounded by credit: at most window + one frame of bytes arrive ahead of the handlers. A session that resumes gets a stream with
+a whole window of new credit, while handlers hold what came on earlier ones. So no more than a window is ever *decoded* ahead of them;
+the rest is given up with its connection, and comes again.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections import deque
 from collections.abc import Callable
 
 from ..errors import RemoteProtocolError
 from ..wire import (
-    AckFrame,
     AckStatus,
     CancelFrame,
     ConfirmFrame,
@@ -35,6 +35,8 @@ from ..wire import (
     holds_message,
 )
 from .handshake import check_lane_name
+from .kept_acks import KeptAcks
+from .ranges import add_number
 
 __all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
 
@@ -86,7 +88,6 @@ class LaneReceiver:
         attached: false while no connection carries it.
         keeps: true when acks are kept until the peer has confirmed them, for a resume; else they end with the connection.
         ack_bytes: bytes of acks that wait to be written.
-        kept_bytes: bytes of acks written that the peer has not confirmed.
         released: bytes of credit given back, all in all.
         scheduled: true while the dispatcher has it on its list.
         counted: bytes of it that stand in the credit budget.
@@ -101,6 +102,7 @@ class LaneReceiver:
         "_ahead",
         "_cancelled_later",
         "_handled",
+        "_held",
         "_kept",
         "_later",
         "_opened",
@@ -112,6 +114,7 @@ class LaneReceiver:
         "_runs",
         "_tell_handled",
         "_told",
+        "_window",
         "ack_bytes",
         "arrived",
         "attached",
@@ -119,7 +122,6 @@ class LaneReceiver:
         "granted",
         "held_back",
         "keeps",
-        "kept_bytes",
         "name",
         "newer",
         "older",
@@ -145,12 +147,14 @@ class LaneReceiver:
         self.arrived: int = 0
         self.released: int = 0
         self.ack_bytes: int = 0
-        self.kept_bytes: int = 0
         self.keeps: bool = keeps
         self._opened = False
         self._payload_limit = payload_limit
+        self._window = granted
         self._reader = FrameReader(payload_limit + FRAME_OVERHEAD)
         self._active: dict[int, Incoming] = {}
+        # What those hold, bytes.
+        self._held = 0
         self._received = 0
         self._handled = 0
         # First and last of each run of messages handled ahead of one that is not, in order. There are at most as many runs as there
@@ -160,8 +164,7 @@ class LaneReceiver:
         self._tell_handled = False
         self._ack_seq = 0
         self._acks: list[bytes] = []
-        # Acks written and not confirmed, by batch: number of the last one, acks, bytes.
-        self._kept: deque[tuple[int, list[bytes], int]] = deque()
+        self._kept = KeptAcks()
         # Messages that were handled in the order in which they came, without a result: they share one ack. -1 while there are none.
         self._runs = runs
         self._run_first = self._run_last = -1
@@ -175,6 +178,11 @@ class LaneReceiver:
         return self.arrived - self.released
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of acks written that the peer has not confirmed."""
+        return self._kept.size
+
+    @property
     def undecoded(self) -> bool:
         """True when messages wait to be decoded."""
         return bool(self._later)
@@ -183,6 +191,11 @@ class LaneReceiver:
     def waiting(self) -> bool:
         """True while messages wait for a handler, or for a serial one to end."""
         return bool(self.queue) or self.held_back or bool(self._later)
+
+    @property
+    def busy(self) -> bool:
+        """True while there are messages whose handlers have not ended, or acks to be written."""
+        return bool(self._active or self._later or self.ack_bytes)
 
     def follow(self, older: LaneReceiver, resume: Callable[[], None]) -> None:
         """Let the lane of the same name on an earlier connection go first; ``resume`` is called when this one may start."""
@@ -218,6 +231,11 @@ class LaneReceiver:
         """Messages decoded whose handlers have not ended."""
         return len(self._active)
 
+    @property
+    def partial(self) -> int:
+        """Bytes of a frame that has begun and is not complete."""
+        return self._reader.partial
+
     def feed(self, data: bytes) -> None:
         """Take in bytes of the forward half.
 
@@ -231,18 +249,20 @@ class LaneReceiver:
     def decode(self, limit: int) -> int:
         """Decode what has arrived, at most ``limit`` messages of it; return how many were queued.
 
-        Further messages stay encoded, which takes a tenth of the memory. Cancellations do not wait behind them: the handler that one
+        Further messages stay encoded, which takes a tenth of the memory; so do those beyond a window of bytes whose handlers have not
+        ended. Cancellations do not wait behind them: the handler that one
         is to end may be what they all wait for.
 
         Raises:
             RemoteProtocolError: what came is not allowed there, or out of sequence.
         """
         later = self._later
+        window = self._window
         queued = 0
-        while later and queued < limit:
+        while later and queued < limit and self._held < window:
             queued += self._take(later.popleft())
         for body in self._reader.frames():
-            if (later or queued >= limit) and holds_message(body):
+            if (later or queued >= limit or self._held >= window) and holds_message(body):
                 later.append(body)
             else:
                 queued += self._take(body)
@@ -281,6 +301,7 @@ class LaneReceiver:
             self._cancelled_later.remove(seq)
             incoming.cancelled = True
         self._active[seq] = incoming
+        self._held += size
         self.queue.append(incoming)
 
     def _handle_open(self, frame: LaneOpen) -> None:
@@ -294,22 +315,16 @@ class LaneReceiver:
         self._replay(frame.acked)
 
     def _confirm(self, acked: int) -> None:
-        """Forget the acks that the peer has taken."""
         if acked > self._ack_seq:
             raise RemoteProtocolError(f"{acked} acks confirmed, but the last one was {self._ack_seq}")
-        kept = self._kept
-        while kept and kept[0][0] <= acked:
-            self.kept_bytes -= kept.popleft()[2]
+        self._kept.confirm(acked)
 
     def _replay(self, acked: int) -> None:
         """Queue the acks again that went out on an earlier connection and were not taken."""
         self._confirm(acked)
-        if self._kept:
-            again = [ack for _, acks, _ in self._kept for ack in acks if _last_of(ack) > acked]
-            self._kept.clear()
-            self.kept_bytes = 0
-            self.ack_bytes += sum(len(ack) for ack in again)
-            self._acks[:0] = again
+        again = self._kept.replay(acked)
+        self.ack_bytes += sum(map(len, again))
+        self._acks[:0] = again
 
     def _handle_cancel(self, seq: int) -> None:
         following = self._received + len(self._later) + 1
@@ -331,6 +346,7 @@ class LaneReceiver:
         frame = incoming.frame
         seq = frame.seq
         del self._active[seq]
+        self._held -= incoming.size
         self.released += incoming.size
         if seq == self._handled + 1 and not self._ahead:
             self._handled = seq
@@ -365,29 +381,13 @@ class LaneReceiver:
     def _note_handled(self, seq: int) -> None:
         """Enter a message into the runs of the handled, of which the first may close the gap behind it."""
         ahead = self._ahead
-        index = bisect.bisect(ahead, [seq])
-        joins_last = index > 0 and ahead[index - 1][1] == seq - 1
-        joins_next = index < len(ahead) and ahead[index][0] == seq + 1
-        if joins_last and joins_next:
-            ahead[index - 1][1] = ahead.pop(index)[1]
-        elif joins_last:
-            ahead[index - 1][1] = seq
-        elif joins_next:
-            ahead[index][0] = seq
-        else:
-            ahead.insert(index, [seq, seq])
+        add_number(ahead, seq)
         if ahead[0][0] == self._handled + 1:
             self._handled = ahead.pop(0)[1]
 
     def trim(self, limit: int) -> None:
-        """Let go of the oldest acks that the peer has not confirmed, but for ``limit`` bytes.
-
-        A peer that reads its acks confirms them long before. They hold no handler back: the confirmation may stand behind a message
-        that waits for one. If one is missed after a resume, the gap in the numbers ends the session: an error, never a wrong result.
-        """
-        kept = self._kept
-        while self.kept_bytes > limit and len(kept) > 1:
-            self.kept_bytes -= kept.popleft()[2]
+        """Keep no more than about ``limit`` bytes of acks that the peer does not confirm; see `KeptAcks.trim`."""
+        self._kept.trim(limit)
 
     def next_batch(self) -> bytes:
         """Return the acks that wait and, when it has news, a receipt, as one piece; empty when there is nothing to say."""
@@ -398,8 +398,7 @@ class LaneReceiver:
         if acks:
             batch = b"".join(acks)
             if self.keeps:
-                self._kept.append((self._ack_seq, acks, len(batch)))
-                self.kept_bytes += len(batch)
+                self._kept.keep(self._ack_seq, acks, len(batch))
                 self._acks = []
             else:
                 acks.clear()
@@ -447,12 +446,9 @@ class LaneReceiver:
             self._later.clear()
             self._cancelled_later.clear()
         # Counted anew and not added to: bytes that broke the protocol belong to no message that will ever be finished.
-        self.released = self.arrived - self._held() - sum(len(body) + PREFIX for body in self._later)
+        self.released = self.arrived - self._held - sum(len(body) + PREFIX for body in self._later)
         if not self.keeps:
             self.forget_acks()
-
-    def _held(self) -> int:
-        return sum(incoming.size for incoming in self._active.values())
 
     def forget_acks(self) -> None:
         """Drop all acks, from now on too: nobody will ask for them."""
@@ -460,7 +456,7 @@ class LaneReceiver:
         self._acks.clear()
         self._kept.clear()
         self._run_first = self._run_last = -1
-        self.ack_bytes = self.kept_bytes = 0
+        self.ack_bytes = 0
 
     def attach(self, stream_id: int, granted: int) -> None:
         """Go on with a stream of the session's next connection, whose first frame names the lane again.
@@ -471,14 +467,8 @@ class LaneReceiver:
         self.granted = granted
         self.attached = True
         self.arrived = 0
-        self.released = -self._held()
+        self.released = -self._held
         self._opened = False
-        self._told = (self._received, self._handled)
+        # What the peer was told in the hello or welcome may be old by now, and has no ranges.
+        self._told = (0, 0)
         self._reader = FrameReader(self._payload_limit + FRAME_OVERHEAD)
-
-
-def _last_of(ack: bytes) -> int:
-    """Return the number of the last ack in an encoded frame."""
-    frame = decode(ack[PREFIX:])
-    assert isinstance(frame, AckFrame)
-    return frame.ack_seq + frame.more

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ..errors import PayloadTooLarge, RemoteProtocolError
@@ -130,7 +130,8 @@ class LaneSender:
         self._cancels: list[int] = []
         self._cancelled: dict[int, None] = {}
         self._unreceipted: deque[Outgoing] = deque()
-        # Received but not known to be handled, by number: kept for a peer that is restarted.
+        # Received but not known to be handled, by number: kept for a peer that is restarted. Requests stand among the waiting, until
+        # their ack: that they were handled says nothing of how.
         self._unhandled: dict[int, Outgoing] = {}
         # What both of them hold, bytes.
         self._kept_bytes = 0
@@ -211,7 +212,6 @@ class LaneSender:
         elif self._waiting.get(outgoing.seq) is outgoing:
             seq = outgoing.seq
             del self._waiting[seq]
-            self._handled(seq)
             if self._resend and seq >= self._resend[0].seq:
                 return  # Its number is still to be filled on this connection: see `_write_again`.
             if len(self._cancelled) >= CANCELS_KEPT:
@@ -301,6 +301,11 @@ class LaneSender:
         """Get ready to read the return half of a new stream; frames over ``frame_limit`` bytes are refused."""
         self._reader = FrameReader(frame_limit)
 
+    @property
+    def partial(self) -> int:
+        """Bytes of a frame on the return half that has begun and is not complete."""
+        return 0 if self._reader is None else self._reader.partial
+
     def handle_return(self, data: bytes, now: float) -> None:
         """Take in receipts and acks; ``now`` measures how long the acks took.
 
@@ -338,8 +343,6 @@ class LaneSender:
                 self.acks_ignored += 1
                 self._cancelled.pop(seq, None)
             else:
-                if self._unhandled:
-                    self._handled(seq)
                 observe(now - request.started)
                 request.acknowledge(frame)
 
@@ -357,12 +360,7 @@ class LaneSender:
         while unreceipted and unreceipted[0].seq <= received:
             outgoing = unreceipted.popleft()
             seq = outgoing.seq
-            if (
-                outgoing.message.delivery is REDELIVER
-                and self.confirms
-                and seq > handled
-                and (not outgoing.wants_ack or seq in self._waiting)
-            ):
+            if outgoing.message.delivery is REDELIVER and self.confirms and seq > handled and not outgoing.wants_ack:
                 self._unhandled[seq] = outgoing
             else:
                 self._kept_bytes -= outgoing.size
@@ -429,20 +427,17 @@ class LaneSender:
         self.pause()
         self._reset()
         self.redeliver(again)
-        failed = [outgoing for outgoing in unreceipted if outgoing.state is not OutgoingState.QUEUED]
-        for outgoing in failed:
-            outgoing.settle(OutgoingState.FAILED, error)
+        failed = _fail([outgoing for outgoing in unreceipted if outgoing.state is not OutgoingState.QUEUED], error)
         for request in waiting.values():
             if request.state is not OutgoingState.QUEUED:
                 request.fail(error)
-        return len(failed), len(again)
+        return failed, len(again)
 
     def _redeliverable(self) -> list[Outgoing]:
-        return [
-            outgoing
-            for outgoing in (*self._unhandled.values(), *self._unreceipted)
-            if outgoing.message.delivery is REDELIVER and (not outgoing.wants_ack or outgoing.seq in self._waiting)
-        ]
+        """Return what was written and may be redelivered, in the order of its numbers."""
+        messages = {**self._unhandled, **self._waiting}
+        messages.update((outgoing.seq, outgoing) for outgoing in self._unreceipted if not outgoing.wants_ack)
+        return [messages[seq] for seq in sorted(messages) if messages[seq].message.delivery is REDELIVER]
 
     def take_redeliverable(self) -> list[Outgoing]:
         """Take out what goes out again in another session: what may be redelivered, whether written or not."""
@@ -467,11 +462,10 @@ class LaneSender:
         unreceipted, waiting = self._unreceipted, self._waiting
         self.pause()
         self._reset()
-        for outgoing in unreceipted:
-            outgoing.settle(OutgoingState.FAILED, error)
+        failed = _fail(unreceipted, error)
         for request in waiting.values():
             request.fail(error)
-        return len(unreceipted)
+        return failed
 
     def refuse_larger(self, limit: int) -> int:
         """Settle as failed, and count, what waits with a payload over the limit: this peer accepts less than the last one, or than we do."""
@@ -492,3 +486,15 @@ class LaneSender:
         """Return the last messages written, oldest first, as far as their receipts have not come."""
         unreceipted = self._unreceipted
         return [unreceipted[index] for index in range(max(len(unreceipted) - number, 0), len(unreceipted))]
+
+
+def _fail(written: Iterable[Outgoing], error: ErrorFactory) -> int:
+    """Settle what was written and not receipted, and return how much of it may be lost."""
+    failed = 0
+    for outgoing in written:
+        if outgoing.answered:
+            outgoing.settle(OutgoingState.RECEIVED)
+        else:
+            outgoing.settle(OutgoingState.FAILED, error)
+            failed += 1
+    return failed

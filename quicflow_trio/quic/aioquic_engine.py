@@ -336,6 +336,14 @@ class AioquicEngine:
         self._core.raise_stream_limit(streams)
         self._touch()
 
+    def migrate(self) -> bool:
+        """See `Engine.migrate`."""
+        core = self._core
+        if not core._handshake_confirmed or not core._peer_cid_available:
+            return False
+        core.change_connection_id()
+        return True
+
     @property
     def closing(self) -> bool:
         """True from `close`, or from the peer's close, on."""

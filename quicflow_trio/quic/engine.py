@@ -234,6 +234,16 @@ class Engine(Protocol):
     def close(self, code: int, reason: str = "", *, application: bool = True) -> None:
         """Close now. Unsent stream data is dropped: drain first. `ConnectionEnded` follows once the closing period is over."""
 
+    def migrate(self) -> bool:
+        """Go on by another of the connection ids that the peer has given, as a client must that moves to another address.
+
+        So nobody who sees both can tell that it is the same (RFC 9000 section 9.5). The peer's side takes the first packet from there for
+        the move, and asks whether the address is ours.
+
+        Returns:
+            False when there is no other id, or the handshake is not confirmed; then nothing has changed.
+        """
+
     @property
     def closing(self) -> bool:
         """True from `close`, or from the peer's close, on."""

@@ -178,6 +178,14 @@ class Qh3Engine(Qh3Driver):
         if self._ended is None:
             self._begin_close(code, reason, application, PADDING_FRAME)
 
+    def migrate(self) -> bool:
+        """See `Engine.migrate`."""
+        core = self._core
+        if core is None or not self._handshake_done or self._ended is not None:
+            return False
+        core.change_connection_id()
+        return True
+
     @property
     def closing(self) -> bool:
         """True from `close`, or from the peer's close, on."""

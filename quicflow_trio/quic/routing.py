@@ -7,8 +7,7 @@ connection (`Header.is_initial`) or to `version_negotiation`.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from .tls import CONNECTION_ID_LENGTH, SUPPORTED_VERSIONS
 
@@ -27,8 +26,7 @@ _INITIAL_TYPE: Final = {1: 0, SUPPORTED_VERSIONS[1]: 1}
 """The two type bits of an Initial, by version: QUIC v2 numbers the types differently (RFC 9369 section 3.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What can be known of a datagram's first packet without keys (RFC 8999).
 
     Attributes:

@@ -43,9 +43,10 @@ from .frames import (
     ReceiptFrame,
     Welcome,
 )
-from .framing import EmptyFrame, FrameReader, FrameTooLarge, prefix
+from .framing import PREFIX_SIZE, EmptyFrame, FrameReader, FrameTooLarge, prefix
 
 __all__ = [
+    "PREFIX_SIZE",
     "MAX_RANGES",
     "AckFrame",
     "AckStatus",

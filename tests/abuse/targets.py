@@ -45,6 +45,7 @@ from quicflow_trio.wire import (
 )
 from tests.abuse.mutate import long_header, mutate, noise, number, quic_frames
 from tests.connections.raw import Raw, hello, open_raw, welcome
+from tests.messages.harness import until
 from tests.quic.harness import Pair, core_of, crypto_frame, packet
 
 PING = b"\x01"
@@ -403,6 +404,9 @@ class FrameTarget:
             for _ in range(5):
                 await session.send(Message.event(b"for receipts"))
             await raw.frame(MessageFrame, 1, 5)
+            # What is fed before a lane's name has come would be taken for its beginning.
+            connection: Any = session._connection
+            await until(lambda: all(lane in connection._lanes._receivers for lane in LANES), step=0.001)
         return raw
 
     async def aclose(self) -> None:

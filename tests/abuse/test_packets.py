@@ -103,16 +103,17 @@ async def test_11_fragments_with_holes_are_closed_at_512() -> None:
 
 
 # -- 12: streams opened and left -----------------------------------------------------------------------------------------
-async def test_12_streams_opened_and_left_are_capped() -> None:
+@pytest.mark.parametrize("data", [b"\0", b""], ids=["one byte", "nothing"])
+async def test_12_streams_opened_and_left_are_capped(data: bytes) -> None:
     async with open_victim(limits={"lanes": 16}) as victim, open_attacker(victim) as client:
         await client.greet("streams")
         # The control stream and sixteen lanes. One byte is the beginning of a length.
         for number in range(1, 17):
-            client.inject(stream_frame(4 * number, 0, b"\0"))
+            client.inject(stream_frame(4 * number, 0, data))
         await trio.sleep(0.2)
         assert not client.engine.closing
         assert (await victim.figures())["connected_clients"] == 2
-        client.inject(stream_frame(4 * 17, 0, b"\0"))
+        client.inject(stream_frame(4 * 17, 0, data))
         ended = await client.closed()
         assert (ended.code, ended.application) == (QuicErrorCode.STREAM_LIMIT_ERROR, False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -47,6 +48,11 @@ class Raw:
         self._news = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
+        # Whoever leaves the block of `open_raw` closes the socket, in the middle of a turn perhaps.
+        with contextlib.suppress(trio.ClosedResourceError):
+            await self._turns()
+
+    async def _turns(self) -> None:
         while not self.engine.terminated:
             self.transmit()
             timer = self.engine.get_timer()

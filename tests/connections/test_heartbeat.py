@@ -273,7 +273,7 @@ async def test_only_so_many_unanswered_pings_are_remembered(autojump_clock: Mock
         assert connection is not None
         world.network.partition("client-0")
         await trio.sleep(20)
-        assert len(connection._pings) <= 16
+        assert len(connection._pings._times) <= 16
 
 
 # -- long paths ------------------------------------------------------------------------------------------------------------

@@ -296,7 +296,7 @@ async def test_what_was_written_and_not_receipted_is_reported(autojump_clock: Mo
         await client.state.wait_value(IDLE)
         await trio.sleep(10)
         world.network.heal()
-        with pytest.raises(ConnectionLost, match="session ended"):
+        with pytest.raises(ConnectionLost, match="heartbeat timeout; the peer does not know the session any more"):
             await sent.delivered()
         with pytest.raises(ConnectionLost):
             await sent.delivered()

@@ -27,6 +27,9 @@ from quicflow_trio import (
     ServerConfig,
 )
 from quicflow_trio.connection import Connection
+from quicflow_trio.lanes import KEPT_ACKS
+from quicflow_trio.protocol.credit import RETURN_WINDOW
+from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.sessions import Session
 from quicflow_trio.testing import MemoryNetwork, World, open_world, seeded
 from quicflow_trio.wire import Hello, LaneOpen, LaneState, MessageFrame, Welcome
@@ -301,20 +304,28 @@ async def test_acks_are_kept_within_the_limit_until_they_are_confirmed(autojump_
 
 
 async def test_acks_that_are_never_confirmed_are_bounded(autojump_clock: MockClock) -> None:
+    """They hold no handler back. A peer that comes back without them gets an error, not a wrong answer and not silence."""
     counting = Counting()
     config = ServerConfig(limits=Limits(outbox_bytes=4096))
-    async with (
-        open_world(clients=0, network=MemoryNetwork(delay=0.01), router=counting.router, server_config=config) as world,
-        open_raw(world.network) as raw,
-    ):
-        await raw.greet()
-        stream_id = raw.open(LaneOpen())
-        for seq in range(1, 301):
-            raw.write(stream_id, MessageFrame(seq, seq.to_bytes(16, "big"), 3, bytes(1000), True, 0))
-            await trio.sleep(0.01)
-        await trio.sleep(5)
-        assert len(counting.runs) == 300, "they hold no handler back"
-        assert 4096 < kept(world.server.sessions["raw"]) <= 4 * 4096 + 1100
+    async with open_world(clients=0, network=MemoryNetwork(delay=0.01), router=counting.router, server_config=config) as world:
+        async with open_raw(world.network, "first") as first:
+            first.open(hello())
+            token = (await first.frame(Welcome)).session_token
+            stream_id = first.open(LaneOpen())
+            for seq in range(1, 301):
+                first.write(stream_id, MessageFrame(seq, seq.to_bytes(16, "big"), 3, bytes(10_000), True, 0))
+                await trio.sleep(0.01)
+            await trio.sleep(5)
+            assert len(counting.runs) == 300
+            assert 1_000_000 < kept(world.server.sessions["raw"]) <= KEPT_ACKS * RETURN_WINDOW + 10_100
+            async with open_raw(world.network, "second") as second:
+                second.open(replace(hello(), session_token=token))
+                assert (await second.frame(Welcome)).resumed
+                second.open(LaneOpen(acked=0))
+                ended = await second.ended()
+                assert (ended.application, ended.code) == (True, CloseCode.PROTOCOL_ERROR)
+                assert "went unconfirmed" in ended.reason
+        assert len(counting.runs) == 300
 
 
 async def test_with_the_queue_policy_new_messages_wait_for_the_client(autojump_clock: MockClock) -> None:

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from quicflow_trio.deadlines import Deadlines
 from quicflow_trio.net.pump import FEED, HANDSHAKE_INBOX, INBOX, Pump
+from quicflow_trio.net.turnstile import Turnstile
 from quicflow_trio.quic.engine import Address, EngineEvent, StreamData
 
 PEER = ("peer", 1)
@@ -34,6 +35,7 @@ class Fake:
         self.on_flush: Any = None
         self.fed: list[bytes] = []
         self.timers = Deadlines()
+        self.turnstile = Turnstile()
 
     # -- the engine
     def receive_datagram(self, data: bytes, addr: Address, now: float) -> None:

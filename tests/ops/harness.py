@@ -11,7 +11,7 @@ from typing import Any, cast
 import httpx2
 import trio
 
-from quicflow_trio import Ack, AckStatus, ClientNotConnected, Message, PayloadTooLarge, PeerStatistics, QuicFlowError
+from quicflow_trio import Ack, AckStatus, ClientNotConnected, Identity, Message, PayloadTooLarge, PeerStatistics, QuicFlowError
 from quicflow_trio.config import OpsConfig
 from quicflow_trio.observe.events import ConnectEvent, Event, EventHub, EventStream, MessageSentEvent
 from quicflow_trio.observe.histogram import Histogram
@@ -30,6 +30,7 @@ class FakeClient:
         self.client_id = client_id
         self.connected_at = 1000.0 + number
         self.connected = connected
+        self.identity = Identity(name="")
         self.remote_address = ("127.0.0.1", 5000 + number)
         self.last_heartbeat: float | None = 1500.0
         self.rtt: float | None = 0.002 * (number + 1)

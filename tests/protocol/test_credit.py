@@ -42,7 +42,7 @@ def test_a_window_is_never_more_than_configured_nor_less_than_the_smallest(total
 
 def test_accounting_follows_a_lane() -> None:
     budget = CreditBudget(MIB)
-    lane = LaneReceiver(0, 1000, 0)
+    lane = LaneReceiver(0, 1000, 1 << 20)
     opening = encode(LaneOpen("a"))
     lane.feed(opening)
     assert (budget.account(lane), budget.held, lane.counted) == (len(opening), len(opening), len(opening))

@@ -35,7 +35,7 @@ def message(seq: int, payload: bytes = b"", *, wants_ack: bool = False) -> bytes
 
 
 def make_lane(*, named: bool = True) -> LaneReceiver:
-    lane = LaneReceiver(4, LIMIT, 0)
+    lane = LaneReceiver(4, LIMIT, 1 << 20)
     if named:
         lane.feed(OPENING)
         assert lane.decode(10) == 0
@@ -98,7 +98,7 @@ def test_a_cancellation_does_not_wait_behind_messages_that_are_not_decoded() -> 
 def test_any_split_of_the_bytes_gives_the_same_messages(data: st.DataObject) -> None:
     stream = OPENING + b"".join(message(seq, bytes(seq)) for seq in range(1, 8))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
-    lane = LaneReceiver(4, LIMIT, 0)
+    lane = LaneReceiver(4, LIMIT, 1 << 20)
     for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         lane.feed(stream[start:stop])
         lane.decode(3)
@@ -390,7 +390,7 @@ def test_acks_of_messages_that_follow_each_other_are_one() -> None:
 
 
 def test_a_peer_that_does_not_know_runs_gets_an_ack_each() -> None:
-    lane = LaneReceiver(4, LIMIT, 0, runs=False)
+    lane = LaneReceiver(4, LIMIT, 1 << 20, runs=False)
     arrive(lane, OPENING, *(message(seq, wants_ack=True) for seq in range(1, 4)))
     end(lane, 1, 2, 3)
     assert acks(lane) == [(1, 1, 1, 0), (2, 2, 1, 0), (3, 3, 1, 0)]

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 
 from quicflow_trio.dispatch import Dispatcher
+from quicflow_trio.gate import Gate
 from quicflow_trio.message import AckStatus, Message, MessageType
 from quicflow_trio.net.endpoint import Endpoint
 from quicflow_trio.protocol.lane_receiver import LaneReceiver
 from quicflow_trio.protocol.lane_sender import LaneSender
 from quicflow_trio.protocol.waiting import WaitingShare
 from quicflow_trio.router import Request
-from quicflow_trio.sessions import SessionRegistry
+from quicflow_trio.sessions import Session, SessionRegistry
 from quicflow_trio.simulate import Scenario, Verdict, simulate
+from quicflow_trio.wire import LaneState
 
 SCENARIO = Scenario(seed=3, hours=0.4, clients=2, faults="normal")
+RESUMING = Scenario(seed=1, hours=0.2, clients=2, faults="heavy")
+RESTARTING = Scenario(seed=2, hours=0.2, clients=2, faults="heavy")
+GUARDED = Scenario(seed=4, hours=0.5, clients=2, faults="none")
 CALM = Scenario(seed=3, hours=0.5, clients=2, faults="none")
 
 
@@ -30,7 +35,7 @@ def texts(verdict: Verdict, rule: str) -> str:
     return "\n".join(violation.text for violation in verdict.violations if violation.rule == rule)
 
 
-@pytest.mark.parametrize("scenario", [SCENARIO, CALM])
+@pytest.mark.parametrize("scenario", [SCENARIO, CALM, RESUMING, RESTARTING, GUARDED])
 def test_unbroken_it_holds(scenario: Scenario) -> None:
     verdict = simulate(scenario)
     assert verdict.violations == ()
@@ -75,10 +80,10 @@ def test_a_handler_that_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lane_out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:
     real = LaneSender.next_batch
 
-    def next_batch(lane: LaneSender, credit: int) -> bytes:
+    def next_batch(lane: LaneSender, credit: int, *, start: bool = True) -> bytes:
         if len(lane._outbox) > 1:
             lane._outbox.append(lane._outbox.popleft())
-        return real(lane, credit)
+        return real(lane, credit, start=start)
 
     monkeypatch.setattr(LaneSender, "next_batch", next_batch)
     assert rules(simulate(CALM)) == {"out of order"}
@@ -151,3 +156,91 @@ def test_a_defect_that_closes_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
     verdict = simulate(CALM)
     assert "wrong ending" in rules(verdict)
     assert "1 internal errors" in texts(verdict, "left over")
+
+
+# -- sessions that resume ------------------------------------------------------------------------------------------------
+def test_what_was_not_received_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneSender.resume
+
+    def resume(lane: LaneSender, state: LaneState) -> None:
+        real(lane, state)
+        lane._resend.clear()
+
+    monkeypatch.setattr(LaneSender, "resume", resume)
+    verdict = simulate(RESUMING)
+    # The peer waits for the number that does not come, or sees that one is missing.
+    assert rules(verdict) & {"wrong ending", "never ended", "left over", "error without a reason"}
+    assert "protocol_error" in texts(verdict, "wrong ending")
+
+
+def test_a_stored_ack_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneReceiver._replay
+
+    def replay(lane: LaneReceiver, acked: int) -> None:
+        # Cleanly: the next ack takes the number of the first that was dropped.
+        if lane._kept or lane._acks:
+            lane._kept.clear()
+            lane._acks.clear()
+            lane._run_first = lane._run_last = -1
+            lane.kept_bytes = lane.ack_bytes = 0
+            lane._ack_seq = acked
+        real(lane, acked)
+
+    monkeypatch.setattr(LaneReceiver, "_replay", replay)
+    verdict = simulate(RESUMING)
+    assert "error without a reason" in rules(verdict)
+    assert "AckTimeout" in texts(verdict, "error without a reason")
+
+
+def test_a_message_that_was_received_and_is_handled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def state(lane: LaneReceiver) -> LaneState:
+        # It forgets the last message, and so asks for it once more.
+        if lane._received and lane._received not in lane._active:
+            lane._received -= 1
+            lane._handled = min(lane._handled, lane._received)
+            lane._ahead.clear()
+        return LaneState(lane.name or "", lane._received, lane._handled)
+
+    monkeypatch.setattr(LaneReceiver, "state", property(state))
+    monkeypatch.setattr(LaneSender, "can_resume", lambda lane, state: True)
+    real = LaneSender._take_receipt
+
+    def keep_last(lane: LaneSender, received: int, handled: int) -> None:
+        real(lane, min(received, lane._last_seq - 1), handled)
+
+    monkeypatch.setattr(LaneSender, "_take_receipt", keep_last)
+    assert "handled twice" in rules(simulate(RESUMING))
+
+
+def test_a_session_that_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "may_resume", lambda session, hello: False)
+    verdict = simulate(RESUMING)
+    assert "error without a reason" in rules(verdict)
+    assert "ConnectionLost" in texts(verdict, "error without a reason")
+
+
+def test_a_restarted_process_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LaneSender.redeliver
+
+    def redeliver(lane: LaneSender, again: list[Any]) -> None:
+        real(lane, again)
+        for outgoing in again:
+            outgoing.redelivered = False
+
+    monkeypatch.setattr(LaneSender, "redeliver", redeliver)
+    assert "handled twice" in rules(simulate(RESTARTING))
+
+
+def test_what_may_be_redelivered_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LaneSender, "_redeliverable", lambda lane: [])
+    assert rules(simulate(RESTARTING)) & {"not redelivered", "error without a reason"}
+
+
+def test_resend_buffers_that_are_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LaneSender, "_handled", lambda lane, seq: None)
+    assert "_unhandled" in texts(simulate(RESTARTING), "left over")
+
+
+def test_a_gate_that_stands_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gate, "refusal", lambda gate, incoming, now: None)
+    assert "not permitted" in rules(simulate(GUARDED))
