@@ -227,8 +227,7 @@ async def open_client(
         client_id: the id to be known by, 1 to 256 bytes of printable text. A newer connection with the same id takes over.
         tls: None verifies the server against the public authorities.
         credentials: for the server's authenticator; a function is asked for fresh ones at each attempt, and before they expire.
-        protocol: ``"quicflow/2"``, or ``"quic-backbone-v1"`` for servers of the original; ``"auto"`` offers both, and the server chooses.
-            See the README for what quic-backbone-v1 cannot do.
+        protocol: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's; see the README), or ``"auto"`` to let the server choose.
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
         hooks: async functions to be called on events.

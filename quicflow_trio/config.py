@@ -166,6 +166,7 @@ class ClientConfig(_PeerConfig):
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
+        v1_results: see `ServerConfig`.
         limits: see `Limits`.
     """
 
@@ -211,6 +212,14 @@ class ServerConfig(_PeerConfig):
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
             None makes a key for this process only.
+        protocol: the message protocols that it speaks: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's), or ``"auto"`` for both.
+        v1_duplicates: what becomes of a client of quic-backbone-v1 whose id is connected already: it takes over (``"replace"``), as with
+            quicflow/2, or is told ``failed to create session`` and may try again (``"refuse"``), as the original does.
+        allow_unauthenticated_v1: clients of quic-backbone-v1 can show no credentials. Where there is an authenticator, it is asked about
+            those only whose client certificate names their id; the others are refused, or with True taken with every permission. None
+            of them ever takes over the session of a client of quicflow/2 that has shown credentials.
+        v1_results: how results go to peers of quic-backbone-v1: as they are (``"plain"``), or as ``"json"``, which is
+            ``{"msg_id": ..., "status": ..., "result": base64}``. Both are read.
         rate: how much each client may send, unless its identity says otherwise; None does not limit it.
         limits: see `Limits`.
     """

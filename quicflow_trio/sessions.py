@@ -37,6 +37,7 @@ class Session(Peer):
         connected_at: when its connection was accepted, Unix seconds.
         crew: how many handlers run for this client id, shared with its next session.
         end_reported: true once the end of its connection was counted and told.
+        vouched: true once an authenticator has said who it is: no client without credentials may take it over.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Session(Peer):
         self._lost_at = 0.0
         self.crew: Crew | None = None
         self.end_reported: bool = False
+        self.vouched: bool = False
         self.connected_at: float = epoch + trio.current_time()
         self._address = self._current_address()
 
@@ -172,6 +174,11 @@ class Session(Peer):
         self.connected_at = self._epoch + trio.current_time()
         self._address = self._current_address()
         self._news.unpark_all()
+
+    @property
+    def retired(self) -> bool:
+        """True once it will not go on."""
+        return self._retired
 
     @property
     def token(self) -> bytes:
