@@ -1,4 +1,4 @@
-"""Trio's end of an original peer in a process of its own: `open_peer`."""
+"""Trio's end of a peer in a process of its own: `open_peer` for the original's, `open_ours` for ours."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ class PeerFailed(Exception):
     """A command could not be carried out, or the process is gone; its error stands on standard error."""
 
 
-class OriginalPeer:
-    """A peer that takes commands; see `tests.backbone1.original`.
+class PeerProcess:
+    """A peer that takes commands; see `tests.backbone1.original` and `tests.backbone1.ours`.
 
     Attributes:
         port: where a server listens.
@@ -118,25 +118,39 @@ class OriginalPeer:
             await pipe.aclose()
 
 
-@asynccontextmanager
-async def open_peer(role: str, **settings: Any) -> AsyncIterator[OriginalPeer]:
-    """Run a peer for the length of the block; a server listens then, a client has been told to connect.
+def open_peer(role: str, **settings: Any) -> AbstractAsyncContextManager[PeerProcess]:
+    """Run a peer of the original's for the length of the block; a server listens then, a client has been told to connect.
 
     Args:
         role: ``client``, with ``id`` and ``port``, or ``server``.
         **settings: see `tests.backbone1.original.roles`; certificates are throw-away ones if none are given.
     """
+    return _open("tests.backbone1.original", role, settings)
+
+
+def open_ours(role: str, **settings: Any) -> AbstractAsyncContextManager[PeerProcess]:
+    """Run a server or a client of ours in the same way.
+
+    Args:
+        role: ``client``, with ``id`` and ``port``, or ``server``.
+        **settings: see `tests.backbone1.ours`.
+    """
+    return _open("tests.backbone1.ours", role, settings)
+
+
+@asynccontextmanager
+async def _open(module: str, role: str, settings: Mapping[str, Any]) -> AsyncIterator[PeerProcess]:
     tls, trusting = throwaway_tls()
     own = {"cert": str(tls.cert_file), "key": str(tls.key_file)} if role == "server" else {"ca": str(trusting.ca_file)}
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "tests.backbone1.original", json.dumps({"role": role, **own, **settings})],
+        [sys.executable, "-m", module, json.dumps({"role": role, **own, **settings})],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         process_group=0,
     )
-    peer = OriginalPeer(process)
+    peer = PeerProcess(process)
     async with trio.open_nursery() as nursery:
         try:
             nursery.start_soon(peer.read)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.backbone1.original import wire
-from tests.backbone1.peers import OriginalPeer, open_peer
+from tests.backbone1.peers import PeerProcess, open_peer
 
 NOW = 1_700_000_000_000
 VECTORS = {
@@ -66,7 +66,7 @@ async def open_pair(
     *,
     client: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
-) -> AsyncIterator[tuple[OriginalPeer, OriginalPeer]]:
+) -> AsyncIterator[tuple[PeerProcess, PeerProcess]]:
     if "qh3" in stacks:
         pytest.importorskip("qh3", reason="qh3 is an extra and not installed")
     async with (
@@ -77,10 +77,10 @@ async def open_pair(
         yield connecting, serving
 
 
-async def send_both_ways(client: OriginalPeer, server: OriginalPeer, **arguments: Any) -> list[dict[str, Any]]:
+async def send_both_ways(client: PeerProcess, server: PeerProcess, **arguments: Any) -> list[dict[str, Any]]:
     outcomes: list[dict[str, Any]] = []
 
-    async def send(peer: OriginalPeer) -> None:
+    async def send(peer: PeerProcess) -> None:
         outcomes.append((await peer.ask("send", **arguments))["outcome"])
 
     async with trio.open_nursery() as nursery:

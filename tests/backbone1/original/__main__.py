@@ -19,7 +19,8 @@ from typing import Any
 
 from . import wire
 from .roles import Client, Peer, Server
-from .streams import Lost
+from .streams import Lost, NotConnected
+from .tally import Tally
 
 OURS = "quicflow_trio"
 
@@ -82,7 +83,7 @@ class Program:
                 except Lost as error:
                     if not again:
                         return {"frame": "lost", "status": wire.FAILURE, "error": str(error)}
-                    outcome["cut"] += 1
+                    outcome["cut"] += not isinstance(error, NotConnected)
                     await asyncio.sleep(0.02)
                 except TimeoutError:
                     return {"frame": "late", "status": wire.TIMEOUT, "error": "no answer in time"}
@@ -137,9 +138,12 @@ class Program:
         """Answer what ``answer: wait`` has held back."""
         return {"released": self._peer.release()}
 
-    async def cut(self, *, to: str = "", code: int = 0, reason: str = "") -> dict[str, Any]:
-        """Close a connection; a client comes again."""
+    async def cut(self, *, to: str = "", code: int = 0, reason: str = "", quiet: bool = False) -> dict[str, Any]:
+        """Close a connection, or leave it without a word (``quiet``); a client comes again."""
         peer = self._peer
+        if quiet:
+            peer.link_to(to).vanish()
+            return {}
         peer.link_to(to).close(code, reason or ("server shutdown" if isinstance(peer, Server) else "client disconnect"))
         return {}
 
@@ -151,7 +155,7 @@ class Program:
     async def clear(self) -> dict[str, Any]:
         """Begin to count afresh."""
         self._peer.counts.clear()
-        self._peer.received.__init__()  # type: ignore[misc]
+        self._peer.received = Tally()
         return {}
 
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import wire
-from .streams import Link, Lost, Stack
+from .streams import Link, Lost, NotConnected, Stack
+from .tally import Tally
 
 Say = Callable[..., None]
 
@@ -20,33 +21,6 @@ Say = Callable[..., None]
 def now() -> int:
     """Return the time as frames carry it."""
     return int(time.time() * 1000)
-
-
-class Tally:
-    """Which numbers have come, in the first eight bytes of payloads: none is kept but a bit for each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._seen = bytearray()
-        self._last: dict[str, int] = {}
-
-    def note(self, message: wire.Data) -> None:
-        """Count a message."""
-        self.counts["messages"] += 1
-        self.counts["bytes"] += len(message.payload)
-        if len(message.payload) < 8:
-            return
-        number = int.from_bytes(message.payload[:8], "big")
-        if number >= 10_000_000:
-            return
-        place, bit = number >> 3, 1 << (number & 7)
-        if place >= len(self._seen):
-            self._seen += bytes(place + 1 - len(self._seen))
-        self.counts["repeated" if self._seen[place] & bit else "different"] += 1
-        self._seen[place] |= bit
-        if number < self._last.get(message.sender_id, 0):
-            self.counts["behind"] += 1
-        self._last[message.sender_id] = number
 
 
 class Peer:
@@ -106,7 +80,7 @@ class Peer:
         self.say(event="closed", id=link.peer_id, code=code, reason=reason)
 
     def _handle_message(self, link: Link, exchange: Any, message: wire.Data) -> None:
-        self.received.note(message)
+        self.received.note(message.sender_id, message.payload)
         if not message.wait_ack:
             if self.does_finish:
                 link.finish(exchange)
@@ -206,7 +180,7 @@ class Peer:
         return wire.Data(str(uuid.uuid4()), self.name, to, type, payload, wait_ack, now())
 
     def link_to(self, to: str) -> Link:
-        """Return the connection to somebody; raises `Lost` where there is none."""
+        """Return the connection to somebody; raises `NotConnected` where there is none."""
         raise NotImplementedError
 
     def figures(self) -> dict[str, Any]:
@@ -245,6 +219,8 @@ def _seen(frame: wire.Frame | None) -> dict[str, Any]:
 
 class Client(Peer):
     """The original's client: connects, introduces itself, pings, and comes again one second after a loss, then two, up to 60.
+
+    A connection on which nothing is heard for three heartbeats is lost.
 
     Settings, beside a `Peer`'s: ``id``, ``port``, ``ca``; ``retry``, seconds before it first comes again (None: never).
     """
@@ -300,6 +276,11 @@ class Client(Peer):
             try:
                 await asyncio.wait_for(link.over.wait(), self.heartbeat)
             except TimeoutError:
+                if link.closed is not None:
+                    return
+                if time.monotonic() - link.last_heard > 3 * self.heartbeat:
+                    link.close(0, "heartbeat timeout")
+                    return
                 stream = link.open()
                 # Its client_id is ignored from the second one on.
                 link.write(stream, wire.ping("anybody", now()), fin=True)
@@ -312,7 +293,7 @@ class Client(Peer):
     def link_to(self, to: str) -> Link:
         """Return the connection to the server."""
         if self._link is None:
-            raise Lost("not connected")
+            raise NotConnected("not connected")
         return self._link
 
     def figures(self) -> dict[str, Any]:
@@ -387,7 +368,7 @@ class Server(Peer):
     def link_to(self, to: str) -> Link:
         """Return the connection to a client."""
         if to not in self.links:
-            raise Lost(f"{to} is not connected")
+            raise NotConnected(f"{to} is not connected")
         return self.links[to]
 
     def figures(self) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class Lost(Exception):
     """The connection ended before the answer came."""
 
 
+class NotConnected(Lost):
+    """There is no connection now; nothing was sent."""
+
+
 class StreamCredit:
     """aioquic's `Limit` for the streams of the other side, which may keep what it would give back."""
 
@@ -91,6 +95,17 @@ class Exchange:
         self._buffer.clear()
         self.framed, self.fin_with_frame = True, fin
         return wire.read_frame(body)
+
+
+class _Nowhere:
+    """Where the datagrams of a connection go that has vanished."""
+
+    def sendto(self, data: bytes, addr: Any) -> None:
+        """Send nothing."""
+
+
+def _ignore(*_: Any) -> None:
+    """Receive nothing."""
 
 
 class Owner(Protocol):
@@ -239,6 +254,12 @@ class Link:
         """Close with a code and a reason."""
         self._quic.close(error_code=code, reason_phrase=reason)
         self.protocol.transmit()
+
+    def vanish(self) -> None:
+        """Be gone without a word: hear and say nothing more."""
+        self.protocol.datagram_received = self.protocol.datagrams_received = _ignore
+        self.protocol._transport, self.protocol._sendto_many = _Nowhere(), None
+        self._end(0, "vanished")
 
     def figures(self) -> dict[str, Any]:
         """Return what it holds."""
