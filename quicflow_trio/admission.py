@@ -28,7 +28,7 @@ from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
 from .observe.metrics import count
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, RESUMING, REVISION, TOKEN_BYTES, Terms, check_hello
+from .protocol.handshake import RESUMING, REVISION, TOKEN_BYTES, Terms, alpn_offer, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
@@ -136,7 +136,7 @@ class Admission:
         engine = self._engines.server_engine(
             self._tls,
             original_destination_id=header.destination if header.original is None else header.original,
-            alpn=[ALPN],
+            alpn=alpn_offer(config.protocol),
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
@@ -252,7 +252,7 @@ class Admission:
         resumed = session is not None
         if session is None:
             session = self._make_session(hello.client_id, connection)
-        connection.send_welcome(
+        connection.send(
             Welcome(
                 revision=REVISION,
                 session_id=session.id,
@@ -329,7 +329,7 @@ class Admission:
 
     def _report_end(self, session: Session, connection: Connection) -> None:
         """Report an end once: of a session that is replaced before the beginning of the one that replaces it."""
-        ended = connection.engine.ended
+        ended = connection.ended
         if session.end_reported or ended is None:
             return
         session.end_reported = True

@@ -12,19 +12,33 @@ import re
 from dataclasses import KW_ONLY, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from .errors import ConfigurationError
 from .rates import RateLimit
 
-__all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
+__all__ = ["ClientConfig", "Limits", "OpsConfig", "Protocol", "ServerConfig", "TLSConfig", "check_protocol"]
 
 _MIB = 1024 * 1024
 
 PathLike = str | os.PathLike[str]
 
+Protocol: TypeAlias = Literal["auto", "quicflow/2", "quic-backbone-v1"]
+PROTOCOLS = get_args(Protocol)
+"""Message protocols that can be chosen; ``auto`` offers both, quicflow/2 first."""
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
+
+
+def check_protocol(name: str, protocol: str) -> None:
+    """Raise unless ``protocol`` can be chosen.
+
+    Raises:
+        ConfigurationError: it cannot; ``name`` says where it stands.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigurationError(f"{name} = {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
 
 def _check(owner: object, name: str, low: float, high: float, *, whole: bool = False) -> None:
@@ -98,6 +112,7 @@ class _PeerConfig:
     close_grace: float = 3.0
     datagram_size: int = 1200
     engine: str = "aioquic"
+    v1_results: Literal["plain", "json"] = "plain"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -118,6 +133,8 @@ class _PeerConfig:
         _check(self, "datagram_size", 1200, 16_000, whole=True)
         if self.engine not in ENGINES:
             raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
+        if self.v1_results not in ("plain", "json"):
+            raise ConfigurationError(f"{type(self).__name__}.v1_results = {self.v1_results!r}: expected 'plain' or 'json'")
         if find_spec(self.engine) is None:
             raise ConfigurationError(
                 f"{type(self).__name__}.engine = {self.engine!r}: it is not installed; pip install 'quicflow_trio[{self.engine}]'"
@@ -200,6 +217,9 @@ class ServerConfig(_PeerConfig):
 
     session_ttl: float = 120.0
     away: Literal["refuse", "queue"] = "refuse"
+    protocol: Protocol = "auto"
+    v1_duplicates: Literal["replace", "refuse"] = "replace"
+    allow_unauthenticated_v1: bool = False
     reset_key_file: PathLike | None = None
     rate: RateLimit | None = None
 
@@ -208,6 +228,13 @@ class ServerConfig(_PeerConfig):
         _check(self, "session_ttl", 0, 7 * 86_400)
         if self.away not in ("refuse", "queue"):
             raise ConfigurationError(f"ServerConfig.away = {self.away!r}: expected 'refuse' or 'queue'")
+        check_protocol("ServerConfig.protocol", self.protocol)
+        if self.v1_duplicates not in ("replace", "refuse"):
+            raise ConfigurationError(f"ServerConfig.v1_duplicates = {self.v1_duplicates!r}: expected 'replace' or 'refuse'")
+        if not isinstance(self.allow_unauthenticated_v1, bool):
+            raise ConfigurationError(
+                f"ServerConfig.allow_unauthenticated_v1 = {self.allow_unauthenticated_v1!r}: expected a bool"
+            )
         if self.reset_key_file is not None and not isinstance(self.reset_key_file, (str, os.PathLike)):
             raise ConfigurationError(f"ServerConfig.reset_key_file = {self.reset_key_file!r}: expected a path or None")
         if self.rate is not None and not isinstance(self.rate, RateLimit):

@@ -142,7 +142,7 @@ class Gatekeeper:
         if visit is not None:
             visit.session = session
             if self._await_expiry(visit, connection, identity):
-                connection.send_authentication(Authentication(valid_for_ms=_milliseconds(identity.valid_for)))
+                connection.send(Authentication(valid_for_ms=_milliseconds(identity.valid_for)))
 
     def ended(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -156,12 +156,12 @@ class Gatekeeper:
         visit = self._visits.get(connection)
         if visit is None:
             # Nobody asked for any, so these are as good as none.
-            connection.send_authentication(Authentication(number=frame.number))
+            connection.send(Authentication(number=frame.number))
             return
         now = trio.current_time()
         wait = visit.renewals.wait(1, now)
         if wait:
-            connection.send_authentication(Authentication(number=frame.number, error=f"too many, try again in {wait:.3g} s"))
+            connection.send(Authentication(number=frame.number, error=f"too many, try again in {wait:.3g} s"))
             return
         visit.renewals.take(1, now)
         visit.asking.cancel()
@@ -179,12 +179,12 @@ class Gatekeeper:
         if answer is None or scope.cancel_called or connection not in self._visits or connection.engine.closing:
             return  # Later ones came, or it has ended meanwhile.
         if isinstance(answer, _Refused):
-            connection.send_authentication(Authentication(number=frame.number, error=answer.reason))
+            connection.send(Authentication(number=frame.number, error=answer.reason))
             return
         self._give(session, answer)
         ends = self._await_expiry(visit, connection, answer)
         valid_for_ms = _milliseconds(answer.valid_for) if ends else 0
-        connection.send_authentication(Authentication(number=frame.number, valid_for_ms=valid_for_ms))
+        connection.send(Authentication(number=frame.number, valid_for_ms=valid_for_ms))
         log.info("credentials renewed", **connection.context)
 
     # -- what both have in common --------------------------------------------------------------------------------------

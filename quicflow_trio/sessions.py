@@ -81,6 +81,11 @@ class Session(Peer):
         return ("", 0) if address is None else (address[0], address[1])
 
     @property
+    def protocol(self) -> str:
+        """The message protocol of its connection: ``quicflow/2`` or ``quic-backbone-v1``."""
+        return self._connection.protocol
+
+    @property
     def last_heartbeat(self) -> float | None:
         """When the last ping came, Unix seconds; None before the first."""
         ping = self._connection.last_ping

@@ -104,7 +104,7 @@ def server_engine(
 class AioquicEngine:
     """`Engine` on a `HardenedConnection`; see there for the contract. Made by `client_engine` and `server_engine`.
 
-    Beyond the contract: `peer_certificate`, and `raise_stream_limit` for a protocol that is known only after ALPN.
+    Beyond the contract: `peer_certificate`.
     """
 
     def __init__(self, core: HardenedConnection) -> None:

@@ -230,6 +230,12 @@ class Engine(Protocol):
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to abandon its sending half; no effect on a finished stream."""
 
+    def raise_stream_limit(self, streams: int) -> None:
+        """Let the peer have ``streams`` streams open at once, for a protocol that is known only after TLS; never lowers.
+
+        On qh3 it has no effect: its core keeps to what the handshake said.
+        """
+
     # -- the connection ----------------------------------------------------------------------------------------------
     def close(self, code: int, reason: str = "", *, application: bool = True) -> None:
         """Close now. Unsent stream data is dropped: drain first. `ConnectionEnded` follows once the closing period is over."""
