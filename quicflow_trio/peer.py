@@ -244,9 +244,13 @@ class Peer:
             problem = check_lane_name(name)
             if problem is not None:
                 raise ConfigurationError(f"lane name {problem}")
-            if len(link.lanes) >= link.lane_limit:
-                raise LaneLimitReached(f"{len(link.lanes)} lanes are open already, the limit is {link.lane_limit}")
-            peer = Peer(link, link.add_lane(name), self._family)
+            # A session can have lanes that nobody asked for yet: those with messages that an earlier one left to be redelivered.
+            lane = link.lanes.get(name)
+            if lane is None:
+                if len(link.lanes) >= link.lane_limit:
+                    raise LaneLimitReached(f"{len(link.lanes)} lanes are open already, the limit is {link.lane_limit}")
+                lane = link.add_lane(name)
+            peer = Peer(link, lane, self._family)
         return peer
 
     def statistics(self) -> PeerStatistics:
