@@ -49,8 +49,8 @@ class Limits:
         outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait. As many again are kept after they were
             written, until the peer has received them (handled them, with `Delivery.REDELIVER`), to be sent again after a reconnect: a
             lane writes no more than this per round trip. It is also how many bytes of acks may wait to be written before a lane starts
-            no further handler. Acks that have left are kept until the peer confirms them; a peer that leaves four times as many
-            unconfirmed (1 MiB at least) and then reconnects loses its session.
+            no further handler. Acks that have left are kept until the peer confirms them, up to 1 MiB of them. Our own peers confirm
+            them long before; one that does not, and then reconnects, loses its session.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
         initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of

@@ -20,9 +20,9 @@ from .wire import PREFIX_SIZE, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
-KEPT_ACKS = 4
-"""How many times `Limits.outbox_bytes`, or the window of a return half where that is more, the acks of a lane may take that have left
-and are not confirmed: one window of them may be on the way, and as much again for each round trip that the confirmation is late."""
+KEPT_ACKS = 4 * RETURN_WINDOW
+"""Bytes of acks that have left on one lane, and are kept although they are not confirmed: one window of them may be on the way, and as
+much again for each round trip that the confirmation is late."""
 
 
 class LaneStreams:
@@ -110,6 +110,8 @@ class LaneStreams:
         data = self._openings.pop(stream_id, b"") + event.data
         size = int.from_bytes(data[:PREFIX_SIZE], "big")
         if len(data) < PREFIX_SIZE or len(data) - PREFIX_SIZE < size <= FRAME_OVERHEAD:
+            if event.fin:
+                raise RemoteProtocolError("a lane was closed before its session")
             self._openings[stream_id] = data
             return
         # A first frame too long to be a name, which would be copied with every packet of it, is left to a lane of its own to refuse.
@@ -243,9 +245,8 @@ class LaneStreams:
 
     def _trim(self, receiver: LaneReceiver) -> None:
         """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
-        limit = KEPT_ACKS * max(self._limits.outbox_bytes, RETURN_WINDOW)
-        if receiver.kept_bytes > limit:
-            receiver.trim(limit + self._engine.unsent(receiver.stream_id))
+        if receiver.kept_bytes > KEPT_ACKS:
+            receiver.trim(KEPT_ACKS + self._engine.unsent(receiver.stream_id))
 
     def _flush_sender(self, sender: LaneSender) -> None:
         stream_id = sender.stream_id
