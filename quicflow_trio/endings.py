@@ -74,13 +74,14 @@ def refusal(ended: ConnectionEnded) -> ErrorFactory | None:
     return partial(ConnectionRefused, text) if alert in _FINAL_ALERTS else None
 
 
-_OF_THE_CONNECTION = frozenset({CloseCode.HEARTBEAT_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED})
+_OF_THE_CONNECTION = frozenset({CloseCode.HEARTBEAT_TIMEOUT, CloseCode.HELLO_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED})
 
 
 def survivable(ended: ConnectionEnded) -> bool:
     """Return True for an end that says nothing about the session, so that it can go on on another connection.
 
-    The network's, a silence, and credentials that have run out: the client may come back with fresh ones. All others end the session:
+    The network's, a silence, a welcome that did not come through to a client that resumes, and credentials that have run out: the client
+    may come back with fresh ones. All others end the session:
     one side is done (NORMAL, SHUTDOWN), has found a defect in itself (INTERNAL_ERROR), or holds the other for broken or a stranger; what
     it has in memory is not to be built upon.
     """

@@ -343,6 +343,7 @@ class Link:
 
     def release(self) -> None:
         """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
+        self.dispatcher.stop()
         self._budget.held -= self.held_bytes
         self.held_bytes = 0
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 from .history import Happened, History, Record
-from .rules import PROMISE, Promise
+from .index import Index
+from .rules import FORBIDDEN_LANE, PROMISE, Promise
 from .schedule import SERVER
 
 __all__ = ["Violation", "check"]
-
-_BEGINNINGS = frozenset({Happened.ASKED, Happened.SENT})
-_ENDS = frozenset({Happened.ACKED, Happened.MIXED_UP, Happened.DELIVERED, Happened.FAILED, Happened.CANCELLED})
 
 
 class Violation(NamedTuple):
@@ -35,97 +33,13 @@ class Violation(NamedTuple):
 
 def check(history: History, promise: Promise = PROMISE) -> list[Violation]:
     """Return every breach of the promise, by the time at which it showed."""
-    index = _Index(history, promise)
+    index = Index(history, promise)
     found = [violation for rule in _RULES for violation in rule(index)]
     return sorted(found, key=lambda violation: violation.at)
 
 
-@final
-class _Index:
-    """A history by what the rules ask for."""
-
-    def __init__(self, history: History, promise: Promise) -> None:
-        self.promise = promise
-        self.all: list[Record] = list(history)
-        self.beginnings: dict[int, Record] = {}
-        self.ends: dict[int, list[Record]] = {}
-        self.starts: list[Record] = []
-        self.started: dict[tuple[int, str], list[Record]] = {}
-        self.handled: dict[tuple[int, str], list[Record]] = {}
-        self.births: dict[str, Record] = {}
-        self.deaths: dict[str, Record] = {}
-        self.partings: dict[tuple[str, str], list[Record]] = {}
-        self.jumps: list[Record] = []
-        self._calm: list[tuple[float, float]] = []
-        self._calm_since = 0.0
-        for record in self.all:
-            self._enter(record)
-
-    def _enter(self, record: Record) -> None:
-        what, message = record.what, record.message
-        if what in _BEGINNINGS:
-            self.beginnings[message] = record
-        elif what in _ENDS:
-            self.ends.setdefault(message, []).append(record)
-        elif what is Happened.STARTED:
-            self.starts.append(record)
-            self.started.setdefault((message, record.host), []).append(record)
-        elif what is Happened.ENDED:
-            self.handled.setdefault((message, record.host), []).append(record)
-        elif what is Happened.BORN:
-            self.births[record.process] = record
-        elif what is Happened.DIED:
-            self.deaths[record.process] = record
-        elif what in (Happened.CONNECTED, Happened.DISCONNECTED):
-            self.partings.setdefault((record.process, record.peer), []).append(record)
-        elif what is Happened.JUMPED:
-            self.jumps.append(record)
-        elif what is Happened.FAULT:
-            if self._calm_since < math.inf:
-                self._calm.append((self._calm_since, record.at))
-            self._calm_since = math.inf
-        elif what is Happened.CALM:
-            self._calm_since = record.at
-
-    def lateness(self, start: float, end: float) -> float:
-        """Return how late something may be that a time-out was to end between these times."""
-        # A jump carries both ends with it: it counts if any part of it lies in between.
-        return self.promise.slack + sum(float(jump.detail) for jump in self.jumps if start <= jump.at + 1e-6 and jump.at <= end)
-
-    def calm_spans(self, start: float, end: float) -> Iterator[tuple[float, float]]:
-        """Yield the parts of a time without a fault."""
-        for since, until in (*self._calm, (self._calm_since, math.inf)):
-            if max(since, start) < min(until, end):
-                yield max(since, start), min(until, end)
-
-    def calm(self, start: float, end: float) -> bool:
-        """Return whether there was no fault between these times."""
-        return any(since <= start and end <= until for since, until in (*self._calm, (self._calm_since, math.inf)))
-
-    def died(self, host: str, start: float, end: float) -> bool:
-        """Return whether a process of a host ended between these times."""
-        return any(death.host == host and start <= death.at <= end for death in self.deaths.values())
-
-    def disconnected(self, process: str, peer: str, start: float, end: float) -> bool:
-        """Return whether a process saw its connection with a peer end between these times."""
-        records = self.partings.get((process, peer), ())
-        return any(record.what is Happened.DISCONNECTED and start <= record.at <= end for record in records)
-
-    def apart(self, host: str, peer: str, end: float) -> float:
-        """Return for how long, at most, a client and the server were without a connection before ``end``; both views count."""
-        longest = since = 0.0
-        for record in self.all:
-            if record.at > end:
-                break
-            if record.what is Happened.CONNECTED and {record.host, record.peer} == {host, peer}:
-                longest, since = max(longest, record.at - since if since < math.inf else 0.0), math.inf
-            elif record.what is Happened.DISCONNECTED and {record.host, record.peer} == {host, peer}:
-                since = min(since, record.at)
-        return max(longest, end - since)
-
-
 # -- the rules ---------------------------------------------------------------------------------------------------------
-def _acked_was_handled(index: _Index) -> Iterator[Violation]:
+def _acked_was_handled(index: Index) -> Iterator[Violation]:
     for message, ends in index.ends.items():
         for end in ends:
             if end.what is Happened.MIXED_UP:
@@ -137,43 +51,76 @@ def _acked_was_handled(index: _Index) -> Iterator[Violation]:
                     yield Violation("acked, not handled", end.at, text)
 
 
-def _handled_once(index: _Index) -> Iterator[Violation]:
-    for (message, _host), starts in index.started.items():
-        lives: dict[str, int] = {}
+def _handled_once(index: Index) -> Iterator[Violation]:
+    for (message, host), starts in index.started.items():
+        beginning = index.beginnings.get(message)
+        if beginning is None:
+            continue  # see `_sent_to_here`
+        counts: dict[str, int] = {}
+        before: Record | None = None
         for start in starts:
-            lives[start.process] = lives.get(start.process, 0) + 1
-            if lives[start.process] == index.promise.starts_per_process + 1:
-                yield Violation("handled twice", start.at, f"message {message} in one life, {start.process}")
-        unasked = [start for start in starts[index.promise.starts_over_lives :] if start.detail != "redelivered"]
-        if len(lives) > 1 and unasked:
-            yield Violation("handled twice", unasked[0].at, f"message {message} in lives {', '.join(lives)}, and nobody was told")
+            counts[start.process] = count = counts.get(start.process, 0) + 1
+            again, told = before is not None, start.detail == "redelivered"
+            if told and not beginning.redeliver:
+                yield Violation("redelivered unasked", start.at, f"message {message} in {start.process}")
+            elif again and not told:
+                yield Violation("handled twice", start.at, f"message {message} in lives {', '.join(counts)}, and nobody was told")
+            elif (
+                before is not None
+                and count > index.promise.starts_per_session
+                and not index.parted(beginning.host, host, before.at, start.at)
+            ):
+                yield Violation("handled twice", start.at, f"message {message} in one life and session, {start.process}")
+            before = start
 
 
-def _sent_to_here(index: _Index) -> Iterator[Violation]:
+def _redelivered(index: Index) -> Iterator[Violation]:
+    """What may be redelivered, and was received, is handled in the end: by the next process if not by that one."""
+    for message, ends in index.ends.items():
+        beginning = index.beginnings[message]
+        for end in ends:
+            # Of requests the caller knows the outcome; and what was denied is not handled.
+            if not beginning.redeliver or end.what is not Happened.DELIVERED or _denied(index, beginning):
+                continue
+            until = end.at + index.promise.redelivered_within
+            gone = index.died(beginning.host, end.at, until) or (
+                beginning.host == SERVER and index.parted(SERVER, end.peer, beginning.at, until)
+            )
+            if not gone and (message, end.peer) not in index.handled:
+                yield Violation("not redelivered", end.at, f"message {message} of {end.process} on {end.peer}")
+
+
+def _sent_to_here(index: Index) -> Iterator[Violation]:
     for start in index.starts:
         beginning = index.beginnings.get(start.message)
         if beginning is None or beginning.peer not in (start.host, "*") or beginning.host != start.peer:
             yield Violation(
                 "from nowhere", start.at, f"{start.process} handles message {start.message} from {start.peer}: {beginning}"
             )
+        elif _denied(index, beginning):
+            yield Violation("not permitted", start.at, f"{start.process} handles message {start.message} of {start.peer}")
 
 
-def _order_in_lanes(index: _Index) -> Iterator[Violation]:
+def _order_in_lanes(index: Index) -> Iterator[Violation]:
     # Message numbers count up in the order of sending.
-    latest: dict[tuple[str, str, str], int] = {}
+    latest: dict[tuple[str, str, str], Record] = {}
     for start in index.starts:
         beginning = index.beginnings.get(start.message)
         if beginning is None:
             continue
         key = (beginning.host, start.process, beginning.lane)
-        before = latest.get(key, 0)
-        if start.message < before:
-            text = f"{start.process} starts message {start.message} after {before}, lane {beginning.lane!r} of {beginning.host}"
+        before = latest.get(key, start)
+        latest[key] = start
+        if start.message < before.message:
+            # What is redelivered in the next session was sent before what was handled in the last.
+            if start.detail == "redelivered" and index.parted(beginning.host, start.host, before.at, start.at):
+                continue
+            text = f"{start.process} starts message {start.message} after {before.message}, lane {beginning.lane!r} of {beginning.host}"
             yield Violation("out of order", start.at, text)
-        latest[key] = max(before, start.message)
+            latest[key] = before
 
 
-def _every_call_ended(index: _Index) -> Iterator[Violation]:
+def _every_call_ended(index: Index) -> Iterator[Violation]:
     for message, beginning in index.beginnings.items():
         if beginning.peer == "*":
             continue  # its ends are one for each client that was there
@@ -191,11 +138,14 @@ def _every_call_ended(index: _Index) -> Iterator[Violation]:
                 yield Violation("ended late", ends[-1].at, text)
 
 
-def _every_handler_ended(index: _Index) -> Iterator[Violation]:
+def _every_handler_ended(index: Index) -> Iterator[Violation]:
     for (message, host), starts in index.started.items():
-        ends = {record.process: record for record in index.handled.get((message, host), ())}
+        ends: dict[str, Iterator[Record]] = {
+            process: iter([record for record in index.handled.get((message, host), ()) if record.process == process])
+            for process in {start.process: None for start in starts}
+        }
         for start in starts:
-            end = ends.get(start.process)
+            end = next(ends[start.process], None)
             if end is None:
                 if start.process not in index.deaths:
                     yield Violation("handler never ended", start.at, f"message {message} in {start.process}")
@@ -204,7 +154,7 @@ def _every_handler_ended(index: _Index) -> Iterator[Violation]:
                 yield Violation("handler overran", end.at, text)
 
 
-def _errors_have_reasons(index: _Index) -> Iterator[Violation]:
+def _errors_have_reasons(index: Index) -> Iterator[Violation]:
     for message, ends in index.ends.items():
         beginning = index.beginnings[message]
         asked = beginning.what is Happened.ASKED
@@ -218,16 +168,31 @@ def _errors_have_reasons(index: _Index) -> Iterator[Violation]:
                 yield Violation("error without a reason", end.at, text)
 
 
-def _lost(index: _Index, beginning: Record, end: Record) -> bool:
+def _lost(index: Index, beginning: Record, end: Record) -> bool:
+    if beginning.redeliver and beginning.host != SERVER:
+        return False  # The client keeps it until it is handled, or its own end.
     promise = index.promise
-    ended = index.disconnected(end.process, end.peer, beginning.at - promise.slack, end.at + promise.slack)
-    if not promise.survives_reconnect:
-        return ended
-    restarted = index.died(end.peer, beginning.at - promise.session_ttl, end.at)
-    return ended and (restarted or index.apart(beginning.host, end.peer, end.at) >= promise.session_ttl - promise.slack)
+    since = beginning.at - promise.session_ttl
+    if not any(index.disconnects(beginning.host, end.peer, since - promise.slack, end.at + promise.slack)):
+        return False
+    if not promise.survives_reconnect or index.parted(beginning.host, end.peer, beginning.at, end.at):
+        return True
+    if beginning.host == SERVER and _never_met(index, end):
+        return True
+    # What may be redelivered goes to the client's next life.
+    return not beginning.redeliver and index.died(end.peer, since, end.at)
 
 
-def _timed_out(index: _Index, beginning: Record, end: Record) -> bool:
+def _never_met(index: Index, end: Record) -> bool:
+    """Return whether the client never heard of its last session with the server: the welcome did not come through."""
+    last = ""
+    for record in index.partings_of(end.host, end.peer):
+        if record.what is Happened.CONNECTED and record.at <= end.at:
+            last = record.host
+    return last == end.host
+
+
+def _timed_out(index: Index, beginning: Record, end: Record) -> bool:
     if end.at - beginning.at < float(beginning.detail or 0) - 1e-6:
         return False
     # It had its time. Was there an answer, or no handler at all, and nothing that could have kept it?
@@ -241,40 +206,57 @@ def _timed_out(index: _Index, beginning: Record, end: Record) -> bool:
     return not index.calm(since - index.promise.calm_seconds, end.at)
 
 
-def _handler_failed(index: _Index, beginning: Record, end: Record) -> bool:
+def _handler_failed(index: Index, beginning: Record, end: Record) -> bool:
     handled = index.handled.get((beginning.message, end.peer), ())
     return any(record.detail != "ok" for record in handled) or index.died(end.peer, beginning.at, end.at)
 
 
-def _closed_by_itself(index: _Index, _beginning: Record, end: Record) -> bool:
+def _closed_by_itself(index: Index, _beginning: Record, end: Record) -> bool:
     death = index.deaths.get(end.process)
     return death is not None and death.detail == "stopped"
 
 
-def _from_server(_index: _Index, beginning: Record, _end: Record) -> bool:
-    return beginning.host == SERVER
+def _was_away(index: Index, beginning: Record, end: Record) -> bool:
+    if beginning.host != SERVER:
+        return False
+    last: Record | None = None
+    for record in index.partings.get((end.process, end.peer), ()):
+        if record.at <= end.at:
+            last = record
+        if record.what is Happened.DISCONNECTED and beginning.at <= record.at <= end.at:
+            return True
+    return last is None or last.what is Happened.DISCONNECTED or last.at >= beginning.at
 
 
-_REASONS: dict[str, Callable[[_Index, Record, Record], bool]] = {
+def _denied(index: Index, beginning: Record) -> bool:
+    return index.promise.guarded and beginning.host != SERVER and beginning.lane == FORBIDDEN_LANE
+
+
+def _was_denied(index: Index, beginning: Record, _end: Record) -> bool:
+    return _denied(index, beginning)
+
+
+_REASONS: dict[str, Callable[[Index, Record, Record], bool]] = {
     "ConnectionLost": _lost,
     "AckTimeout": _timed_out,
     "HandlerFailed": _handler_failed,
     "ConnectionClosed": _closed_by_itself,
-    "ClientNotConnected": _from_server,
+    "ClientNotConnected": _was_away,
+    "PermissionDenied": _was_denied,
 }
 
 
-def _delivered_is_handled(index: _Index) -> Iterator[Violation]:
+def _delivered_is_handled(index: Index) -> Iterator[Violation]:
     for message, ends in index.ends.items():
         beginning = index.beginnings[message]
         for end in ends:
-            if end.what is not Happened.DELIVERED or (message, end.peer) in index.started:
+            if end.what is not Happened.DELIVERED or (message, end.peer) in index.started or _denied(index, beginning):
                 continue
             if not _died_waiting(index, beginning, end):
                 yield Violation("delivered, not handled", end.at, f"message {message} of {end.process} on {end.peer}")
 
 
-def _died_waiting(index: _Index, beginning: Record, end: Record) -> bool:
+def _died_waiting(index: Index, beginning: Record, end: Record) -> bool:
     """Return whether the receiver, or its session, may have ended with the message still waiting, its lane busy to the last."""
     ends = [(death.process, death.at) for death in index.deaths.values() if death.host == end.peer]
     for (process, peer), records in index.partings.items():
@@ -287,7 +269,7 @@ def _died_waiting(index: _Index, beginning: Record, end: Record) -> bool:
     )
 
 
-def _lane_was_busy(index: _Index, beginning: Record, process: str, at: float) -> bool:
+def _lane_was_busy(index: Index, beginning: Record, process: str, at: float) -> bool:
     patience = index.promise.handler_timeout + index.promise.slack
     for start in index.starts:
         other = index.beginnings.get(start.message)
@@ -297,7 +279,7 @@ def _lane_was_busy(index: _Index, beginning: Record, process: str, at: float) ->
     return False
 
 
-def _clients_come_back(index: _Index) -> Iterator[Violation]:
+def _clients_come_back(index: Index) -> Iterator[Violation]:
     servers = [process for process in index.births if process.partition("#")[0] == SERVER]
     for process, birth in index.births.items():
         if process in servers:
@@ -321,7 +303,7 @@ def _clients_come_back(index: _Index) -> Iterator[Violation]:
                         yield Violation("away too long", to, text)
 
 
-def _endings_are_known(index: _Index) -> Iterator[Violation]:
+def _endings_are_known(index: Index) -> Iterator[Violation]:
     for records in index.partings.values():
         for record in records:
             reason, _, detail = record.detail.partition(" ")
@@ -329,15 +311,16 @@ def _endings_are_known(index: _Index) -> Iterator[Violation]:
                 yield Violation("wrong ending", record.at, f"{record.process} and {record.peer}: {reason} {detail}")
 
 
-def _nothing_left(index: _Index) -> Iterator[Violation]:
+def _nothing_left(index: Index) -> Iterator[Violation]:
     for record in index.all:
         if record.what is Happened.LEFT:
             yield Violation("left over", record.at, f"{record.process}: {record.detail}")
 
 
-_RULES: tuple[Callable[[_Index], Iterator[Violation]], ...] = (
+_RULES: tuple[Callable[[Index], Iterator[Violation]], ...] = (
     _acked_was_handled,
     _handled_once,
+    _redelivered,
     _sent_to_here,
     _order_in_lanes,
     _every_call_ended,

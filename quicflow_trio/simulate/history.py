@@ -63,6 +63,7 @@ class Record(NamedTuple):
         peer: the host at the other end; empty where that means nothing.
         lane: the lane of a message, as its sender says.
         detail: see `Happened`.
+        redeliver: true where the sender of a message asked that it be redelivered.
     """
 
     at: float
@@ -72,6 +73,7 @@ class Record(NamedTuple):
     peer: str = ""
     lane: str = ""
     detail: str = ""
+    redeliver: bool = False
 
     @property
     def host(self) -> str:
@@ -82,7 +84,8 @@ class Record(NamedTuple):
         number = f" message {self.message}" if self.message else ""
         peer = f" {self.peer}" if self.peer else ""
         lane = f" on lane {self.lane!r}" if self.lane else ""
-        return f"{self.at:12.3f}  {self.process:<12} {self.what}{number}{peer}{lane} {self.detail}".rstrip()
+        again = " to be redelivered" if self.redeliver else ""
+        return f"{self.at:12.3f}  {self.process:<12} {self.what}{number}{peer}{lane}{again} {self.detail}".rstrip()
 
 
 @final

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import trio
 
 from ..client import Client, open_client
 from ..config import ClientConfig, ServerConfig
+from ..credentials import CredentialsSource
 from ..errors import QuicFlowError
 from ..observe.events import ConnectEvent, DisconnectEvent, EventStream
 from ..server import Server, serve
@@ -18,6 +18,7 @@ from .handlers import make_router
 from .history import Happened
 from .process import Process
 from .schedule import SERVER
+from .settings import authenticate
 from .traffic import Caller
 
 __all__ = ["be_client", "be_server"]
@@ -28,12 +29,21 @@ _CALLS_END_WITHIN = 30.0
 _EVENTS = 10_000
 
 
-async def be_server(process: Process, caller: Caller, config: ServerConfig, network: MemoryNetwork) -> None:
-    """Serve until the process is to stop, then drain."""
+async def be_server(process: Process, caller: Caller, config: ServerConfig, *, guarded: bool, network: MemoryNetwork) -> None:
+    """Serve until the process is to stop, then drain; ``guarded`` asks clients for credentials."""
     router = make_router(process)
     tls = throwaway_tls()[0]
     async with trio.open_nursery() as nursery:
-        run = partial(serve, router, host=SERVER, port=_PORT, tls=tls, config=config, network=network)
+        run = partial(
+            serve,
+            router,
+            host=SERVER,
+            port=_PORT,
+            tls=tls,
+            authenticate=authenticate if guarded else None,
+            config=config,
+            network=network,
+        )
         server: Server = await nursery.start(run)
         process.server = server
         async with server.open_events(kinds=[ConnectEvent, DisconnectEvent], max_buffer_size=_EVENTS) as events:
@@ -48,7 +58,9 @@ async def be_server(process: Process, caller: Caller, config: ServerConfig, netw
             nursery.cancel_scope.cancel()
 
 
-async def be_client(process: Process, caller: Caller, config: ClientConfig, seed: int, network: MemoryNetwork) -> None:
+async def be_client(
+    process: Process, caller: Caller, config: ClientConfig, credentials: CredentialsSource, network: MemoryNetwork
+) -> None:
     """Stay connected until the process is to stop, then leave."""
     async with trio.open_nursery() as nursery, trio.open_nursery() as process.callers:
         async with open_client(
@@ -56,8 +68,9 @@ async def be_client(process: Process, caller: Caller, config: ClientConfig, seed
             _PORT,
             client_id=process.host,
             tls=throwaway_tls()[1],
+            credentials=credentials,
             router=make_router(process),
-            config=replace(config, seed=seed),
+            config=config,
             network=network,
         ) as client:
             process.client = client

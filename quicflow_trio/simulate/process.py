@@ -76,7 +76,16 @@ class Process:
         assert self.client is not None, "a process that calls is up"
         return self.client
 
-    def note(self, what: Happened, message: int = 0, *, peer: str = "", lane: str = "", detail: str = "") -> None:
+    def note(
+        self,
+        what: Happened,
+        message: int = 0,
+        *,
+        peer: str = "",
+        lane: str = "",
+        detail: str = "",
+        redeliver: bool = False,
+    ) -> None:
         """Note that it did something now; the dead do nothing."""
         if not self.dead:
-            self.history.add(Record(trio.current_time(), what, self.name, message, peer, lane, detail))
+            self.history.add(Record(trio.current_time(), what, self.name, message, peer, lane, detail, redeliver))

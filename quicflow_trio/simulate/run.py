@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import trio
-from trio.testing import MockClock
 
 from ..testing.determinism import seeded
 from .checker import Violation, check
-from .clocks import simulated_wall_clock
+from .clocks import VirtualClock, simulated_wall_clock
 from .figures import Figures, measure
 from .history import History
 from .rules import PROMISE, Promise
 from .schedule import Scenario
+from .settings import make_settings
 from .world import World
 
 __all__ = ["Verdict", "simulate"]
@@ -79,9 +81,11 @@ def simulate(scenario: Scenario, promise: Promise = PROMISE) -> Verdict:
     An exception that escapes from the library is a breach of the promise like any other.
     """
     started = time.process_time()
-    clock = MockClock(autojump_threshold=0)
-    with seeded(scenario.seed), simulated_wall_clock(clock) as wall:
-        world = World(scenario, promise, clock, wall)
+    clock = VirtualClock()
+    settings = make_settings(scenario.seed)
+    promise = replace(promise, guarded=settings.valid_for is not None)
+    with TemporaryDirectory() as keys, seeded(scenario.seed), simulated_wall_clock(clock) as wall:
+        world = World(scenario, settings, promise, clock, wall, Path(keys) / "reset.key")
         try:
             trio.run(world.run, clock=clock)
             crashes = []

@@ -10,15 +10,19 @@ from typing import NamedTuple, final
 import trio
 
 from ..errors import QuicFlowError
-from ..message import Ack, Message, MessageType
+from ..message import Ack, Delivery, Message, MessageType
 from ..peer import Peer
 from .handlers import answer_to, make_payload
 from .history import BROADCAST_LANE, Happened
 from .process import Process
+from .rules import FORBIDDEN_LANE
+from .settings import Settings
 
 __all__ = ["Call", "Caller"]
 
 _LANES = ("", "", "", "bulk", "control")
+_SIZES = (*(0,) * 6, *(50,) * 3, *(200,) * 5, *(1000,) * 3, *(3000,) * 2, 20_000)
+_FORBIDDEN = 0.1
 _LARGEST_BURST = 6
 _BROADCASTS = 0.1
 _ANSWERS_WITHIN = 60.0
@@ -35,6 +39,7 @@ class Call(NamedTuple):
         size: of the payload, bytes.
         ack_timeout: of a request, seconds.
         patience: seconds after which the caller takes it back, infinity for never.
+        redeliver: whether it may be handled again by a process that was restarted.
     """
 
     peer: str
@@ -44,6 +49,7 @@ class Call(NamedTuple):
     size: int = 0
     ack_timeout: float = _ANSWERS_WITHIN
     patience: float = math.inf
+    redeliver: bool = False
 
 
 @final
@@ -56,14 +62,25 @@ class Caller:
         find: returns the session with a host, or raises as the library does.
         seed: decides what it calls and when.
         gap: seconds between two bursts, on average.
+        settings: of the simulation.
     """
 
-    def __init__(self, process: Process, peers: Sequence[str], find: Callable[[str], Peer], seed: str, gap: float) -> None:
+    def __init__(
+        self,
+        process: Process,
+        peers: Sequence[str],
+        find: Callable[[str], Peer],
+        *,
+        seed: str,
+        gap: float,
+        settings: Settings,
+    ) -> None:
         self._process = process
         self._peers = peers
         self._find = find
         self._random = random.Random(seed)
         self._gap = gap
+        self._settings = settings
 
     async def talk(self) -> None:
         """Begin calls until ``process.talking`` is cancelled."""
@@ -92,27 +109,31 @@ class Caller:
     def _draw(self, peer: str) -> Call:
         rng = self._random
         impatience = self._process.conditions.impatience
+        guarded = self._settings.valid_for is not None and self._process.client is not None
         return Call(
             peer,
             rng.choice((MessageType.COMMAND, MessageType.COMMAND, MessageType.QUERY, MessageType.EVENT)),
             rng.random() < 0.7,
-            rng.choice(_LANES),
-            rng.choice((0, 0, 50, 200, 200, 1000, 3000, 20_000)),
+            FORBIDDEN_LANE if guarded and rng.random() < _FORBIDDEN else rng.choice(_LANES),
+            rng.choice(_SIZES),
             rng.uniform(3.0, _ANSWERS_WITHIN),
             rng.uniform(0.0, impatience) if impatience else math.inf,
+            rng.random() < self._settings.redeliver,
         )
 
     async def make(self, call: Call) -> None:
         """Make one call and note how it ends."""
         process = self._process
         number = process.history.new_message()
-        message = Message(call.type, make_payload(number, call.size))
+        delivery = Delivery.REDELIVER if call.redeliver else Delivery.AT_MOST_ONCE
+        message = Message(call.type, make_payload(number, call.size), delivery=delivery)
         process.note(
             Happened.ASKED if call.wants_answer else Happened.SENT,
             number,
             peer=call.peer,
             lane=call.lane,
             detail=repr(call.ack_timeout) if call.wants_answer else "",
+            redeliver=call.redeliver,
         )
         with trio.move_on_after(call.patience) as scope:
             try:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Final, final
+from pathlib import Path
+from typing import final
 
 import trio
-from trio.testing import MockClock
 
-from ..config import ClientConfig, Limits, ServerConfig
+from ..credentials import CredentialsSource
 from ..message import MessageType
 from ..testing.network import MemoryNetwork
 from ..testing.path import PathFaults
-from .clocks import WallClock
+from .clocks import VirtualClock, WallClock
 from .history import Happened, History, Record
 from .inspect import all_tasks, defects, left_by_dead, left_by_idle
 from .lives import be_client, be_server
 from .process import Conditions, Process
 from .rules import Promise
 from .schedule import SERVER, Fault, Scenario, client_name, make_schedule
+from .settings import Settings, credentials_for
 from .traffic import Call, Caller
 
 __all__ = ["World"]
 
 _DELAY = 0.02
 _JITTER = 0.005
-_RECONNECTED_AFTER = 75.0
+_RECONNECTED_AFTER = 90.0
 _IN_THE_MIDST = 0.03
 """Seconds from the beginning of calls to what happens at once: some are answered by then, some on their way."""
 _FLOOD = 30
@@ -44,12 +45,16 @@ class World:
 
     Args:
         scenario: what to simulate.
+        settings: how the programs are set up.
         promise: for how long to wait for what.
         clock: virtual time.
         wall: the wall clock that faults lead astray.
+        reset_key: file that the server may keep its key of stateless resets in.
     """
 
-    def __init__(self, scenario: Scenario, promise: Promise, clock: MockClock, wall: WallClock) -> None:
+    def __init__(
+        self, scenario: Scenario, settings: Settings, promise: Promise, clock: VirtualClock, wall: WallClock, reset_key: Path
+    ) -> None:
         self.history: History = History()
         self.network: MemoryNetwork = MemoryNetwork(seed=scenario.seed)
         self._scenario = scenario
@@ -63,12 +68,8 @@ class World:
         self._callers: dict[str, Caller] = {}
         self._active: dict[str, list[Fault]] = {host: [] for host in self._hosts}
         self._over = False
-        # Small ones, so that a little traffic fills them.
-        limits = Limits(payload=64 * 1024, lane_window=32 * 1024, outbox_bytes=16 * 1024, dispatch_queue=32, lanes=4)
-        self._server_config: Final = ServerConfig(
-            limits=limits, workers=8, handler_timeout=promise.handler_timeout, session_ttl=promise.session_ttl
-        )
-        self._client_config: Final = ClientConfig(limits=limits, workers=8, handler_timeout=promise.handler_timeout)
+        self._settings = settings
+        self._reset_key = reset_key
 
     # -- the run -----------------------------------------------------------------------------------------------------
     async def run(self) -> History:
@@ -138,10 +139,12 @@ class World:
             caller = self._callers[host] = self._make_caller(process)
             with process.scope:
                 if host == SERVER:
-                    await be_server(process, caller, self._server_config, self.network)
+                    config = self._settings.server(self._promise, self._reset_key)
+                    await be_server(process, caller, config, guarded=self._settings.valid_for is not None, network=self.network)
                 else:
+                    seed = self._scenario.seed + number * 1000 + life
                     await be_client(
-                        process, caller, self._client_config, self._scenario.seed + number * 1000 + life, self.network
+                        process, caller, self._settings.client(self._promise, seed), self._credentials_of(host), self.network
                     )
             if not process.dead:
                 process.note(Happened.DIED, detail="stopped")
@@ -151,11 +154,22 @@ class World:
             if not self._over:
                 await trio.sleep(process.downtime)
 
+    def _credentials_of(self, client: str) -> CredentialsSource:
+        valid_for = self._settings.valid_for
+        return b"" if valid_for is None else credentials_for(client, valid_for)
+
     def _make_caller(self, process: Process) -> Caller:
         gap = 3600 / self._scenario.level.bursts
         if process.host == SERVER:
             gap /= len(self._clients)
-        return Caller(process, self._peers_of(process.host), process.find, f"{self._scenario.seed} {process.name}", gap)
+        return Caller(
+            process,
+            self._peers_of(process.host),
+            process.find,
+            seed=f"{self._scenario.seed} {process.name}",
+            gap=gap,
+            settings=self._settings,
+        )
 
     # -- faults ------------------------------------------------------------------------------------------------------
     async def _happen(self, fault: Fault) -> None:

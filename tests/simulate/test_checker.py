@@ -8,12 +8,23 @@ import pytest
 
 from quicflow_trio.simulate import PROMISE, History, Promise, Record, check
 from quicflow_trio.simulate.history import Happened as H  # noqa: N817  the tables below would be all name otherwise
+from quicflow_trio.simulate.rules import FORBIDDEN_LANE
 
-Line = tuple[float, H, str, int, str, str, str]
+Line = Record
 
 
-def line(at: float, what: H, process: str, message: int = 0, peer: str = "", detail: str = "", lane: str = "") -> Line:
-    return at, what, process, message, peer, lane, detail
+def line(
+    at: float,
+    what: H,
+    process: str,
+    message: int = 0,
+    peer: str = "",
+    detail: str = "",
+    lane: str = "",
+    *,
+    redeliver: bool = False,
+) -> Line:
+    return Record(at, what, process, message, peer, lane, detail, redeliver)
 
 
 CONNECTED = [line(0, H.CONNECTED, "client-0#1", peer="server"), line(0, H.CONNECTED, "server#1", peer="client-0")]
@@ -33,10 +44,16 @@ def parted(at: float) -> Line:
     return line(at, H.DISCONNECTED, "client-0#1", 0, "server", "heartbeat_timeout nothing heard")
 
 
+TIDIED = [
+    line(1, H.SENT, "server#1", 9, "client-0", redeliver=True),
+    line(2, H.DELIVERED, "server#1", 9, "client-0"),
+]
+
+
 def rules(*lines: Line, promise: Promise = PROMISE) -> list[str]:
     history = History()
     for entry in [*CONNECTED, *lines]:
-        history.add(Record(*entry))
+        history.add(entry)
     return [violation.rule for violation in check(history, promise)]
 
 
@@ -91,22 +108,88 @@ def test_the_order_is_one_of_each_lane() -> None:
     assert rules(sent(7, "a"), sent(8, "a"), *handled(8), *handled(7), *ends) == ["out of order"]
 
 
-def test_a_lost_request_needs_a_lost_connection() -> None:
-    assert rules(ASKED, parted(5), lost(5)) == []
-
-
-def test_once_sessions_survive_a_reconnect_it_needs_more() -> None:
-    tight = replace(PROMISE, survives_reconnect=True)
-    assert rules(ASKED, parted(5), lost(5), promise=tight) == ["error without a reason"]
+def test_a_lost_request_needs_a_session_that_has_ended() -> None:
+    assert rules(ASKED, parted(5), lost(5)) == ["error without a reason"]
+    assert rules(ASKED, parted(5), lost(5), promise=replace(PROMISE, survives_reconnect=False)) == []
     died = line(5, H.DIED, "server#1", detail="killed")
-    assert rules(ASKED, died, parted(6), lost(6), promise=tight) == []
-    forgotten = [line(1, H.ASKED, "client-0#1", 7, "server", "300.0"), parted(5), parted(130), lost(130)]
-    assert rules(*forgotten, promise=tight) == []
+    assert rules(ASKED, died, parted(6), lost(6)) == []
+    assert rules(ASKED, line(5, H.DISCONNECTED, "client-0#1", 0, "server", "shutdown the server is draining"), lost(5)) == []
+    long = line(1, H.ASKED, "client-0#1", 7, "server", "300.0")
+    assert rules(long, parted(5), parted(130), lost(130)) == []
+    assert rules(long, parted(5), line(100, H.CONNECTED, "server#1", peer="client-0"), parted(129), lost(130)) == [
+        "error without a reason"
+    ]
+
+
+def test_what_may_be_redelivered_is_not_lost_with_the_server() -> None:
+    again = replace_redeliver(ASKED)
+    died = line(5, H.DIED, "server#1", detail="killed")
+    assert rules(again, died, parted(6), lost(6)) == ["error without a reason"]
+
+
+def replace_redeliver(record: Record) -> Record:
+    return record._replace(redeliver=True)
+
+
+def test_a_server_may_lose_the_session_of_a_client_that_never_heard_of_it() -> None:
+    asked = line(10, H.ASKED, "server#1", 7, "client-0", "30.0")
+    gone = line(12, H.DISCONNECTED, "server#1", 0, "client-0", "hello_timeout hello timeout")
+    failed = line(12, H.FAILED, "server#1", 7, "client-0", "ConnectionLost")
+    before = line(5, H.DISCONNECTED, "client-0#1", 0, "server", "heartbeat_timeout nothing heard")
+    opened = line(9, H.CONNECTED, "server#1", peer="client-0")
+    assert rules(before, opened, asked, gone, failed) == []
+    assert rules(before, opened, line(9.1, H.CONNECTED, "client-0#1", peer="server"), asked, gone, failed) == [
+        "error without a reason"
+    ]
 
 
 def test_a_message_may_be_handled_again_by_a_new_process_that_is_told() -> None:
-    again = [line(9, H.STARTED, "server#2", 7, "client-0", "redelivered"), line(9, H.ENDED, "server#2", 7, detail="ok")]
-    assert rules(SENT, STARTED, ENDED, *again, DELIVERED) == []
+    def again(detail: str) -> list[Line]:
+        return [line(9, H.STARTED, "server#2", 7, "client-0", detail), line(9, H.ENDED, "server#2", 7, detail="ok")]
+
+    asked_for = replace_redeliver(SENT)
+    assert rules(asked_for, STARTED, ENDED, *again("redelivered"), DELIVERED) == []
+    assert rules(asked_for, STARTED, ENDED, *again(""), DELIVERED) == ["handled twice"]
+    assert rules(SENT, STARTED, ENDED, *again("redelivered"), DELIVERED) == ["redelivered unasked"]
+
+
+def test_a_process_may_handle_a_message_again_only_in_another_session() -> None:
+    asked_for = replace_redeliver(SENT)
+    again = [line(140, H.STARTED, "server#1", 7, "client-0", "redelivered"), line(140, H.ENDED, "server#1", 7, detail="ok")]
+    back = line(139, H.CONNECTED, "server#1", peer="client-0")
+    assert rules(asked_for, STARTED, ENDED, parted(5), back, *again, DELIVERED) == []
+    assert rules(asked_for, STARTED, ENDED, parted(50), back, *again, DELIVERED) == ["handled twice"]
+
+
+def test_what_may_be_redelivered_finds_a_process_in_the_end() -> None:
+    died = line(2.5, H.DIED, "client-0#1", detail="killed")
+    assert rules(*TIDIED, died) == ["not redelivered"]
+    handled = [line(9, H.STARTED, "client-0#2", 9, "server", "redelivered"), line(9, H.ENDED, "client-0#2", 9, detail="ok")]
+    assert rules(*TIDIED, died, *handled) == []
+    # A process that was killed in the midst of it does not count.
+    assert rules(*TIDIED, line(2, H.STARTED, "client-0#1", 9, "server"), died) == ["not redelivered"]
+    assert rules(*TIDIED, died, line(200, H.DIED, "server#1", detail="killed")) == []
+    left = line(2.5, H.DISCONNECTED, "server#1", 0, "client-0", "normal client disconnect")
+    assert rules(*TIDIED, line(2.5, H.DIED, "client-0#1", detail="stopped"), left) == []
+
+
+def test_only_what_is_permitted_is_handled() -> None:
+    guarded = replace(PROMISE, guarded=True)
+    asked, started = ASKED._replace(lane=FORBIDDEN_LANE), STARTED
+    denied = line(4, H.FAILED, "client-0#1", 7, "server", "PermissionDenied")
+    assert rules(asked, denied, promise=guarded) == []
+    assert rules(asked, denied) == ["error without a reason"]
+    assert rules(ASKED, denied, promise=guarded) == ["error without a reason"]
+    assert rules(asked, started, ENDED, ACKED, promise=guarded) == ["not permitted"]
+    assert rules(SENT._replace(lane=FORBIDDEN_LANE), DELIVERED, promise=guarded) == []
+
+
+def test_a_client_that_is_connected_is_not_away() -> None:
+    asked = line(10, H.ASKED, "server#1", 7, "client-0", "30.0")
+    failed = line(10, H.FAILED, "server#1", 7, "client-0", "ClientNotConnected")
+    assert rules(asked, failed) == ["error without a reason"]
+    assert rules(line(5, H.DISCONNECTED, "server#1", 0, "client-0", "idle_timeout"), asked, failed) == []
+    assert rules(asked, line(12, H.DISCONNECTED, "server#1", 0, "client-0", "idle_timeout"), failed) == ["error without a reason"]
 
 
 def test_a_killed_caller_owes_nothing_and_a_stopped_one_all() -> None:

@@ -151,5 +151,5 @@ async def test_cancelled_it_leaves_no_process() -> None:
 
 
 def test_the_promise_is_the_one_of_the_readme() -> None:
-    # One line to change on the day that sessions survive a reconnect: rules.PROMISE.
-    assert not PROMISE.survives_reconnect
+    assert PROMISE.survives_reconnect
+    assert PROMISE.starts_per_session == 1
