@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -10,7 +10,6 @@ import trio
 from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
-from .liveness import BeginningFrame
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
@@ -163,19 +162,16 @@ class LaneStreams:
             # Receipts have made room for more, or the acks are to be confirmed. It is written in this same turn.
             self._senders_pending[sender] = None
 
-    def beginning(self) -> Iterator[BeginningFrame]:
-        """Yield the frames of which a part has come, but for messages that this side's own credit may hold back."""
-        for stream_id, data in self._openings.items():
-            yield BeginningFrame(stream_id, 0, len(data))
-        for stream_id, sender in self._senders.items():
-            if partial := sender.partial:
-                yield BeginningFrame(stream_id, self._return_arrived[stream_id] - partial, partial)
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come, on any stream, that this side's own credit does not hold back."""
         window = self._link.window()
-        for stream_id, receiver in self._receivers.items():
-            partial = receiver.partial
+        return (
+            bool(self._openings)
+            or any(sender.partial for sender in self._senders.values())
             # What handlers hold is taken off the credit; up to half a window of it the peer has been told of enough to go on.
-            if partial and (receiver.held_bytes - partial) * 2 <= window:
-                yield BeginningFrame(stream_id, receiver.arrived - partial, partial)
+            or any(lane.partial and (lane.held_bytes - lane.partial) * 2 <= window for lane in self._receivers.values())
+        )
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
