@@ -98,6 +98,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def endure(session: nox.Session) -> None:
+    """Prove with real processes over real UDP: `-- reconnects`, `kill`, `drain`, `rolling`, `stuck` or `soak` (half an hour); `-- --help`."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.endurance", *(session.posargs or ["--help"]))
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo: a server and five clients over loopback UDP."""
     session.install("-e", ".")

@@ -46,10 +46,14 @@ class Limits:
         payload: largest message payload and largest handler result, bytes.
         waiting: requests that may wait for an ack at once, per server and per client.
         waiting_per_session: the share of ``waiting`` that one session of a server may take; a client has one session and all of it.
-        lanes: lanes each side of one session may open, the default lane included.
+        lanes: lanes each side of one session may open, the default lane included. Sessions resume with as many as a hello has room for:
+            28 KiB of names, plus 32 bytes for each. Beyond that, what is under way ends with its connection.
         lane_window: bytes a peer may send on one lane ahead of its handlers.
-        outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait; also how many bytes of acks
-            may wait to be written before a lane starts no further handler.
+        outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait. As many again are kept after they were
+            written, until the peer has received them (handled them, with `Delivery.REDELIVER`), to be sent again after a reconnect: a
+            lane writes no more than this per round trip. It is also how many bytes of acks may wait to be written before a lane starts
+            no further handler. Acks that have left are kept until the peer confirms them; a peer that leaves four times as many
+            unconfirmed (1 MiB at least) and then reconnects loses its session.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
         initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
@@ -195,11 +199,12 @@ class ServerConfig(_PeerConfig):
             sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
-        session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it. Handlers that run go on
-            for as long, so a short one cancels them.
+        session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it with the token that it
+            was given. Then it ends: the server's calls that wait for that client raise `ConnectionLost`, handlers that still run are
+            cancelled, and the client, when it returns, learns that it has a new session. 0 keeps none.
         away: what becomes of new messages and requests for a session that is kept but has no connection: ``"refuse"`` raises
             `ClientNotConnected`, ``"queue"`` lets them wait in its bounded outbox. Those under way when the connection was lost wait in
-            either case.
+            either case. Broadcasts go to connected clients only.
         reset_key_file: file with the key of stateless resets; one that does not exist is made, with mode 0600. With the same key after a
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ..errors import PayloadTooLarge, RemoteProtocolError
@@ -427,13 +427,11 @@ class LaneSender:
         self.pause()
         self._reset()
         self.redeliver(again)
-        failed = [outgoing for outgoing in unreceipted if outgoing.state is not OutgoingState.QUEUED]
-        for outgoing in failed:
-            outgoing.settle(OutgoingState.FAILED, error)
+        failed = _fail([outgoing for outgoing in unreceipted if outgoing.state is not OutgoingState.QUEUED], error)
         for request in waiting.values():
             if request.state is not OutgoingState.QUEUED:
                 request.fail(error)
-        return len(failed), len(again)
+        return failed, len(again)
 
     def _redeliverable(self) -> list[Outgoing]:
         """Return what was written and may be redelivered, in the order of its numbers."""
@@ -464,11 +462,10 @@ class LaneSender:
         unreceipted, waiting = self._unreceipted, self._waiting
         self.pause()
         self._reset()
-        for outgoing in unreceipted:
-            outgoing.settle(OutgoingState.FAILED, error)
+        failed = _fail(unreceipted, error)
         for request in waiting.values():
             request.fail(error)
-        return len(unreceipted)
+        return failed
 
     def refuse_larger(self, limit: int) -> int:
         """Settle as failed, and count, what waits with a payload over the limit: this peer accepts less than the last one, or than we do."""
@@ -489,3 +486,15 @@ class LaneSender:
         """Return the last messages written, oldest first, as far as their receipts have not come."""
         unreceipted = self._unreceipted
         return [unreceipted[index] for index in range(max(len(unreceipted) - number, 0), len(unreceipted))]
+
+
+def _fail(written: Iterable[Outgoing], error: ErrorFactory) -> int:
+    """Settle what was written and not receipted, and return how much of it may be lost."""
+    failed = 0
+    for outgoing in written:
+        if outgoing.answered:
+            outgoing.settle(OutgoingState.RECEIVED)
+        else:
+            outgoing.settle(OutgoingState.FAILED, error)
+            failed += 1
+    return failed

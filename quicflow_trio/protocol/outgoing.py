@@ -76,6 +76,11 @@ class Outgoing:
         self.wake: Callable[[Any], None] | None = None
         self.watchers: list[Callable[[], None]] | None = None
 
+    @property
+    def answered(self) -> bool:
+        """True once its ack came, which may be before its receipt."""
+        return False
+
     def encode(self) -> bytes:
         """Return the message as it goes on the stream, under its number."""
         message = self.message
@@ -141,6 +146,11 @@ class OutgoingRequest(Outgoing):
         self.expired: bool = False
         self.live: bool = False
         self.timed: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """True once its ack came, which may be before its receipt."""
+        return self.ack is not None
 
     def __enter__(self) -> Self:
         """Take a place in the waiting table.

@@ -347,7 +347,7 @@ class AioquicEngine:
         core = self._core
         if not core._handshake_confirmed or not core._peer_cid_available:
             return False
-        core.change_connection_id()
+        core.migrate()
         return True
 
     @property

@@ -132,6 +132,8 @@ class HardenedConnection(LeanSender):
         self._probing = (LOSSY_PROBE_INTERVAL, LOSSY_PTO_DOUBLINGS) if lossy else (MAX_PROBE_INTERVAL, MAX_PTO_DOUBLINGS)
         self._ack_delay = ACK_DELAY
         self._heard = 0
+        # The one in use, once there has been a choice.
+        self._path: QuicNetworkPath | None = None
         self._shrunk: dict[int, int] = {}
         self._crypto_frames = 0
         self._crypto_received: dict[tls.Epoch, int] = {}
@@ -230,6 +232,18 @@ class HardenedConnection(LeanSender):
             # What parsers below TLS raise is theirs to choose: a certificate of X.509 version 2 gets InvalidVersion out of stock's
             # `receive_datagram`, and would take every other peer down with its own. The name reaches `ConnectionEnded`.
             self.close(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.PADDING, f"{type(error).__name__} on a packet")
+        if len(self._network_paths) > 1 and self._network_paths[0] is not self._path:
+            self._path = self._network_paths[0]
+            self._moved()
+
+    def migrate(self) -> None:
+        """Go on under the peer's next connection id, which there must be, from another address."""
+        self.change_connection_id()
+        self._moved()
+
+    def _moved(self) -> None:
+        # What was sent to the address before is as good as lost, and probes may have become seldom there; stock waits for the next.
+        self._loss._pto_count = 0
 
     def _take_reset(self, data: bytes, now: float) -> bool:
         """End the connection if this is the peer's stateless reset (RFC 9000 section 10.3.1); true when it is."""

@@ -185,7 +185,11 @@ class Qh3Engine(Qh3Driver):
         core = self._core
         if core is None or not self._handshake_done or self._ended is not None:
             return False
-        core.change_connection_id()
+        try:
+            core.change_connection_id()
+        except ValueError:
+            # It has no other, and no way to ask.
+            return False
         return True
 
     @property

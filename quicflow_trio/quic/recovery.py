@@ -12,6 +12,9 @@ from .probes import ProbeBudget
 
 __all__ = ["Recovery"]
 
+SPACED = 1.0
+"""Seconds after a probe of a connection in which another one counts as repeated."""
+
 
 class Recovery(QuicPacketRecovery):
     """Takes the place of the class that aioquic's connection makes by itself.
@@ -25,6 +28,7 @@ class Recovery(QuicPacketRecovery):
     packets_lost: int = 0
     probes: ProbeBudget | None = None
     denied: bool = False
+    _probed_at: float = -SPACED
 
     def on_loss_detection_timeout(self, *, now: float) -> None:
         """Declare packets lost, or send a probe; one that the budget denies is as good as lost, and the next is due after twice the time."""
@@ -38,7 +42,11 @@ class Recovery(QuicPacketRecovery):
         # A handshake is bounded by other means: so many at a time, and each by what its peer has sent.
         if self.probes is None or not self.handshake_confirmed:
             return False
-        return not self.probes.take(now, repeated=self._pto_count > 0)
+        # Nor may a peer have one probe after the other by confirming each: a few such would leave nothing for those who lose a packet.
+        if not self.probes.take(now, repeated=self._pto_count > 0 or now < self._probed_at + SPACED):
+            return True
+        self._probed_at = now
+        return False
 
     def on_ack_received(self, *, space: QuicPacketSpace, **ack: Any) -> None:
         """Take in an ACK; the probe timer goes back to its shortest interval only when it confirms something that asked for it.

@@ -19,7 +19,17 @@ from quicflow_trio import Limits, ServerConfig
 from quicflow_trio.quic.engine import HandshakeCompleted
 from quicflow_trio.quic.retry import initial_token
 from quicflow_trio.testing import MemoryNetwork, open_world
-from tests.abuse.udp import Victim, bare_socket, first_flight, first_flights, open_attacker, open_victim, replies, send_all
+from tests.abuse.udp import (
+    Victim,
+    bare_socket,
+    first_flight,
+    first_flights,
+    machine_is_quiet,
+    open_attacker,
+    open_victim,
+    replies,
+    send_all,
+)
 from tests.connections.raw import PORT
 from tests.quic.harness import core_of, crypto_frame, packet
 
@@ -124,42 +134,41 @@ async def test_5_initials_below_1200_bytes_are_dropped() -> None:
 @realtime
 async def test_6_a_flood_of_spoofed_initials_turns_retry_on() -> None:
     rate, seconds = 5000, 2.0
-    async with open_victim(limits={"initials_per_second": 50}) as victim:
-        # Nobody reads what these sockets get. The first ones are whole; of the others only the header will be looked at.
-        real = await first_flights(victim, 150)
-        flood = sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM)
-        flood.bind(("127.0.0.1", 0))
-        for data in real:
-            flood.sendto(data, victim.address)
-            await trio.lowlevel.checkpoint()
-        await victim.until(lambda now: now["retries_sent"] >= 50)
-        quiet = victim.cpu()
-        await trio.sleep(1)
-        quiet = victim.cpu() - quiet
-        spent, started, sent = [victim.cpu()], trio.current_time(), 0
-        came_in = 0
-        while (now := trio.current_time()) < started + seconds:
-            # In steps, for a machine that cannot keep up: the client beside runs here as well.
-            for _ in range(min(50, round((now - started) * rate) - sent)):
-                flood.sendto(real[0][:6] + os.urandom(8) + real[0][14:], victim.address)
-                sent += 1
-            if now - started > came_in * seconds / 4:
-                # A real client still gets in, one round trip later.
-                async with open_attacker(victim) as client:
-                    assert client.got(HandshakeCompleted)
-                came_in += 1
-            if now - started >= len(spent):
-                spent.append(victim.cpu())
-            await trio.sleep(0.002)
-        spent.append(victim.cpu())
-        figures = await victim.figures()
-        assert figures["retries_sent"] > sent / 2
-        assert figures["half_open"] <= 110, "a Retry leaves nothing behind"
-        assert came_in == 4
-        # Measured: 8 %. The quieter of two seconds, as on a busy machine the same work takes longer at times.
-        used = min(after - before for before, after in itertools.pairwise(spent))
-        assert used - quiet <= 0.1, f"{used - quiet:.1%} of a core for {sent / seconds:.0f} Initials/s"
-        flood.close()
+    with sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM) as flood:
+        async with open_victim(limits={"initials_per_second": 50}) as victim:
+            # Nobody reads what this socket gets. The first ones are whole; of the others only the header will be looked at.
+            real = await first_flights(victim, 150)
+            flood.bind(("127.0.0.1", 0))
+            for data in real:
+                flood.sendto(data, victim.address)
+                await trio.lowlevel.checkpoint()
+            await victim.until(lambda now: now["retries_sent"] >= 50)
+            quiet = victim.cpu()
+            await trio.sleep(1)
+            quiet = victim.cpu() - quiet
+            spent, started, sent = [victim.cpu()], trio.current_time(), 0
+            came_in = 0
+            while (now := trio.current_time()) < started + seconds:
+                # In steps, for a machine that cannot keep up: the client beside runs here as well.
+                for _ in range(min(50, round((now - started) * rate) - sent)):
+                    flood.sendto(real[0][:6] + os.urandom(8) + real[0][14:], victim.address)
+                    sent += 1
+                if now - started > came_in * seconds / 4:
+                    # A real client still gets in, one round trip later.
+                    async with open_attacker(victim) as client:
+                        assert client.got(HandshakeCompleted)
+                    came_in += 1
+                if now - started >= len(spent):
+                    spent.append(victim.cpu())
+                await trio.sleep(0.002)
+            spent.append(victim.cpu())
+            figures = await victim.figures()
+            assert figures["retries_sent"] > sent / 2
+            assert figures["half_open"] <= 110, "a Retry leaves nothing behind"
+            assert came_in == 4
+            # Measured: 8 %, and 11 % for the same work beside ten others who want the two cores.
+            used = min(after - before for before, after in itertools.pairwise(spent)) - quiet
+            assert used <= (0.1 if machine_is_quiet() else 0.15), f"{used:.1%} of a core for {sent / seconds:.0f} Initials/s"
 
 
 # -- 7: tokens -----------------------------------------------------------------------------------------------------------

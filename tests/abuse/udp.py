@@ -1,8 +1,8 @@
 """A real server in a process of its own, over real UDP, under attack: what each row about packets checks, in one place.
 
 The conditions, as for every row: the process lives, no exception reaches its nursery, its memory grows by at most 32 MB, a well-behaved
-client beside is served all the time, half of its requests within twice the quiet time (or `SLACK`), and once
-the attacker is gone nothing is left in the table of connection ids, the waiting table, the timers and the tasks.
+client beside is served all the time, half of its requests within twice the quiet time (or `SLACK`), 99 of 100 where there are enough of them and
+the machine has nothing else to do, and once the attacker is gone nothing is left in the table of connection ids, the waiting table, the timers and the tasks.
 """
 
 from __future__ import annotations
@@ -29,19 +29,26 @@ from quicflow_trio.quic.aioquic_engine import client_engine
 from quicflow_trio.quic.engine import ConnectionEnded, HandshakeCompleted
 from quicflow_trio.quic.tls import TLSContext
 from quicflow_trio.testing import throwaway_tls
+from tests.abuse.siege import p99
 from tests.connections.raw import WINDOWS, Raw
 from tests.quic.harness import core_of, packet
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 SLACK = 0.1
-"""Seconds that half of the requests of the client beside may take at any rate. Not P99: attacker and client share a process here and a
-machine with whoever else uses it, where one request in a hundred tells more about those than about the server."""
+"""Seconds that requests of the client beside may take at any rate: attacker and client share a process here."""
+ENOUGH = 200
+"""Requests of which the slowest hundredth says something."""
 
 QUICK = {"handshake_timeout": 2.0, "hello_timeout": 2.0, "heartbeat_interval": 1.0, "heartbeat_timeout": 3.0, "session_ttl": 1.0}
 """Short time-outs, so that what an attack leaves behind shows within a test."""
 
 LEFT = ("connection_ids", "half_open", "connected_clients", "sessions_away", "waiting", "tasks", "timers", "held_bytes")
+
+
+def machine_is_quiet() -> bool:
+    """Tell whether this machine has cores left for what is measured."""
+    return os.getloadavg()[0] <= 1.5 * (os.cpu_count() or 1)
 
 
 class Victim:
@@ -88,6 +95,16 @@ class Victim:
                 figures = await self.figures()
         assert ready(figures), figures
         return figures
+
+    def check_bystander(self, quiet: list[float]) -> None:
+        """Compare the latencies of the client beside with those before the attack."""
+        measures: list[Callable[[list[float]], float]] = [statistics.median]
+        if len(self.latencies) >= ENOUGH and machine_is_quiet():
+            # On a busy machine one request in a hundred tells more about the others that use it than about the server.
+            measures.append(p99)
+        for measure in measures:
+            during, before = measure(self.latencies), measure(quiet)
+            assert during <= max(2 * before, SLACK), f"{measure.__name__}: {during:.4f} s, quiet {before:.4f} s"
 
     def cpu(self) -> float:
         """Return the seconds of CPU that the process has used."""
@@ -137,7 +154,7 @@ async def open_victim(**options: Any) -> AsyncIterator[Victim]:
                     while True:
                         victim.latencies.append(await ask())
 
-                quiet = statistics.median([await ask() for _ in range(50)])
+                quiet = [await ask() for _ in range(50)]
                 before, memory = await victim.figures(), victim.memory()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(beside)
@@ -146,15 +163,14 @@ async def open_victim(**options: Any) -> AsyncIterator[Victim]:
                     await trio.sleep(0.05)
                     nursery.cancel_scope.cancel()
                 assert grown <= 32 * MIB, f"grew by {grown / MIB:.1f} MiB"
-                during = statistics.median(victim.latencies)
-                assert during <= max(2 * quiet, SLACK), f"{during:.4f} s, quiet {quiet:.4f} s"
+                victim.check_bystander(quiet)
                 assert client.statistics().connects == 1, "the client beside was never thrown out"
                 # Timers come and go with the heartbeats of the client beside: two may stand there.
                 figures = await victim.until(lambda now: all(now[name] <= before[name] + (name == "timers") for name in LEFT))
                 assert figures["internal_errors"] == 0
         await trio.to_thread.run_sync(victim.stop)
     finally:
-        victim.process.kill()
+        victim.kill()
 
 
 def bare_socket(victim: Victim) -> UdpSocket:

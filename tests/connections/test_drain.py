@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -104,6 +105,30 @@ async def test_clients_start_nothing_new_and_come_back_when_asked(autojump_clock
         await sent.delivered()
         assert times(client, CONNECTING)[-1] - times(client, IDLE)[-1] == pytest.approx(8.0), "asked for 7, and its own second"
         await until(lambda: work.handled == [b"before", b"during"])
+
+
+async def test_no_server_sends_a_client_away_for_ever(autojump_clock: MockClock) -> None:
+    config = ClientConfig(jitter=0, backoff_initial=1, backoff_max=5)
+    async with open_machine() as machine, client_of(machine.network, config=config) as client:
+        await client.wait_connected()
+        await machine.server.drain(grace=1, retry_after=1_000_000.0)
+        await client.state.wait_value(IDLE)
+        await machine.start()
+        await client.wait_connected()
+        assert times(client, CONNECTING)[-1] - times(client, IDLE)[-1] == pytest.approx(6.0), (
+            "the longest wait, and its own second"
+        )
+
+
+async def test_clients_are_asked_back_one_after_the_other(autojump_clock: MockClock) -> None:
+    """Ten thousand that come back in one instant are ten thousand handshakes in one instant."""
+    async with open_world(clients=0) as world, AsyncExitStack() as stack:
+        raws = [await stack.enter_async_context(open_raw(world.network, f"raw-{number}")) for number in range(5)]
+        for number, raw in enumerate(raws):
+            await raw.greet(f"raw-{number}")
+        await world.server.drain(grace=1, retry_after=2.5)
+        asked = [raw.frames()[-1] for raw in raws]
+        assert [one.retry_after_ms for one in asked if isinstance(one, Goodbye)] == [2500, 2502, 2504, 2506, 2508]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -8,6 +8,7 @@ from benchmarks.harness.session import run_app
 from tests.endurance import drain as drain_
 from tests.endurance import kill as kill_
 from tests.endurance import reconnects as reconnects_
+from tests.endurance import rolling as rolling_
 from tests.endurance import soak as soak_
 from tests.endurance import stuck as stuck_
 from tests.endurance.conduct import Common, conduct
@@ -50,6 +51,16 @@ async def drain(
 ) -> None:
     """Send SIGTERM to a server with requests in flight: all are answered, and it ends in time."""
     await conduct("drain", drain_.prove, settings, common)
+
+
+@app.command
+async def rolling(
+    *,
+    settings: rolling_.Rolling = rolling_.Rolling(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Replace the server in the middle of traffic, again and again: no call fails, none is handled twice."""
+    await conduct("rolling", rolling_.prove, settings, common)
 
 
 @app.command

@@ -104,11 +104,10 @@ class Child:
         """Make sure that it is gone."""
         self._may_end = True
         self._process.kill()
-        with trio.CancelScope(deadline=trio.current_time() + GOODBYE, shield=True):
-            await self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
-                await pipe.aclose()
+        await self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            await pipe.aclose()
 
 
 def _ignore(_: Event) -> None:
@@ -133,7 +132,8 @@ async def _open_child(module: str, settings: Event, heard: Callable[[Event], Non
             await nursery.start(child.read)
             yield child
         finally:
-            await child.end()
+            with trio.move_on_after(GOODBYE, shield=True):
+                await child.end()
             nursery.cancel_scope.cancel()
 
 

@@ -35,7 +35,11 @@ CONNECTING = 32
 
 
 class Crowd:
-    """Many clients, and what the conductor may ask of them."""
+    """Many clients, and what the conductor may ask of them.
+
+    Attributes:
+        remains: what clients that have left did leave behind.
+    """
 
     def __init__(self, settings: Mapping[str, Any], ledger: Ledger) -> None:
         self._settings = settings
@@ -48,11 +52,14 @@ class Crowd:
         self._guests: Work | None = None
         self._visits = 0
         self._over = trio.Event()
-        self._left: list[str] = []
+        self._gathered = False
+        self._nursery: trio.Nursery
+        self.remains: list[str] = []
 
     # -- the clients -------------------------------------------------------------------------------------------------
     async def gather(self, nursery: trio.Nursery) -> None:
-        """Connect all of them."""
+        """Connect all of them, and say so."""
+        self._nursery = nursery
         waiting = iter(zip(self._settings["ids"], self._settings["ports"], strict=True))
 
         async def connect() -> None:
@@ -62,7 +69,8 @@ class Crowd:
         async with trio.open_nursery() as connecting:
             for _ in range(CONNECTING):
                 connecting.start_soon(connect)
-        self._nursery = nursery
+        self._gathered = True
+        say(event="ready", clients=len(self._settings["ids"]))
 
     async def _live(self, client_id: str, port: int, task_status: trio.TaskStatus[None]) -> None:
         async with self._open(client_id, port) as client, client.open_events(kinds=[DisconnectEvent, ReconnectEvent]) as events:
@@ -82,17 +90,18 @@ class Crowd:
                 nursery.start_soon(watch)
                 await self._over.wait()
                 nursery.cancel_scope.cancel()
-        self._left += left_by_dead(_process(client))
+        self.remains += left_by_dead(_process(client))
 
     def _open(self, client_id: str, port: int) -> Any:
         router = make_router(self._ledger)
         return open_client("127.0.0.1", port, client_id=client_id, tls=self._tls, router=router, config=self._config)
 
-    async def disperse(self) -> list[str]:
-        """Let all clients leave; return what they left behind."""
+    def disperse(self) -> None:
+        """Let all clients leave."""
         self._over.set()
-        await trio.lowlevel.checkpoint()
-        return self._left
+        if not self._gathered:
+            # Whoever had started this is gone, and so may be the server.
+            self._nursery.cancel_scope.cancel()
 
     # -- commands ----------------------------------------------------------------------------------------------------
     async def work(self, *, tasks: int, mix: Mapping[str, Any], calls: int | None = None) -> Mapping[str, Any]:
@@ -126,7 +135,7 @@ class Crowd:
                 async with self._open(client_id, port) as client:
                     until = trio.current_time() + rng.expovariate(1 / stay)
                     await caller.repeat(partial(_same, client), partial(_stays, guests, until))
-                self._left += left_by_dead(_process(client))
+                self.remains += left_by_dead(_process(client))
                 self._visits += 1
                 await trio.sleep(rng.expovariate(1 / away) if guests.goes_on else 0)
 
@@ -169,7 +178,7 @@ class Crowd:
 
     async def left(self) -> Mapping[str, Any]:
         """Say what is left that idle clients should not have."""
-        found = list(self._left)
+        found = list(self.remains)
         for client in self._clients.values():
             process = _process(client)
             found += [*left_by_idle(process), *defects(process)]
@@ -206,12 +215,12 @@ async def main(settings: Mapping[str, Any]) -> None:
     with Ledger(Path(settings["ledger"])) as ledger:
         crowd = Crowd(settings, ledger)
         async with trio.open_nursery() as nursery:
-            await crowd.gather(nursery)
-            say(event="ready", clients=len(settings["ids"]))
+            # Beside the commands: who starts this and ends before it is ready takes it along.
+            nursery.start_soon(crowd.gather, nursery)
             commands = (crowd.work, crowd.hush, crowd.invite, crowd.figures, crowd.times, crowd.left)
             await obey({command.__name__: command for command in commands})
-            left = await crowd.disperse()
-        say(event="ended", left=[*left, *(f"task {task.name}" for task in all_tasks() - before)])
+            crowd.disperse()
+        say(event="ended", left=[*crowd.remains, *(f"task {task.name}" for task in all_tasks() - before)])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,10 +53,12 @@ class Door:
 
     Attributes:
         cut: directions in which nothing passes now; ``"up"`` is towards the server.
+        next_up: when the client has sent its next datagram since this was set to None (`time.monotonic`).
     """
 
     def __init__(self, proxy: Proxy, front: DatagramSocket) -> None:
         self.cut: Cut = "none"
+        self.next_up: float | None = None
         self._proxy = proxy
         self._front = front
         self._flows: deque[_Flow] = deque()
@@ -74,7 +77,10 @@ class Door:
         """Read what the client sends."""
         async with trio.open_nursery() as nursery:
             while True:
-                for data, source in await self._front.receive():
+                batch = await self._front.receive()
+                if self.next_up is None:
+                    self.next_up = time.monotonic()
+                for data, source in batch:
                     flow = self._find((source[0], source[1])) or await self._open((source[0], source[1]), nursery)
                     if not flow.gone:
                         self._proxy.pass_on(data, flow.back, self._proxy.server, hidden=self.cut in ("both", "up"))

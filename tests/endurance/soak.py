@@ -24,11 +24,6 @@ from tests.endurance.traffic import Mix
 
 __all__ = ["Slope", "Soak", "prove", "slope"]
 
-HEARTBEATS = {"heartbeat_interval": 1.5, "heartbeat_timeout": 4.0}
-TTL = 15.0
-"""Seconds that the server keeps the session of a client that it has lost."""
-FORGOTTEN = TTL + 4.0 + 2.0
-"""Seconds until the server has let go of a client whose last word the proxy has lost."""
 FAULTS = PathFaults(loss=0.02, delay=0.002, jitter=0.005, reorder=0.02, duplicate=0.01)
 SAMPLE = 5.0
 """Seconds between two looks at the memory in use."""
@@ -49,6 +44,8 @@ class Soak:
         guests: that come and go beside.
         pause: seconds between two calls of a client, on average; the server makes as many.
         cuts: seconds between two forced reconnects, on average.
+        silence: seconds of it after which a connection counts as lost.
+        ttl: seconds that the server keeps the session of a client that it has lost.
         flat: KB a minute that memory may seem to grow, what its error allows taken off.
         seed: of everything random.
     """
@@ -58,8 +55,20 @@ class Soak:
     guests: int = 10
     pause: float = 2.0
     cuts: float = 5.0
+    silence: float = 4.0
+    ttl: float = 15.0
     flat: float = 50.0
     seed: int = 1
+
+    @property
+    def heartbeats(self) -> dict[str, float]:
+        """When a connection counts as lost, for either side."""
+        return {"heartbeat_interval": self.silence / 3, "heartbeat_timeout": self.silence}
+
+    @property
+    def forgotten(self) -> float:
+        """Seconds until the server has let go of a client whose last word the proxy has lost."""
+        return self.silence + self.ttl + 2.0
 
     @property
     def mix(self) -> Mix:
@@ -149,12 +158,12 @@ async def prove(settings: Soak, folder: Path, bar: Bar, report: Report) -> None:
     """Run it."""
     watch = Watch()
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(open_server(folder, HEARTBEATS | {"session_ttl": TTL}))
+        server = await stack.enter_async_context(open_server(folder, settings.heartbeats | {"session_ttl": settings.ttl}))
         address = ("127.0.0.1", server.hello["port"])
         doors = settings.clients + settings.guests
         proxy = await stack.enter_async_context(open_proxy(address, doors, FAULTS, settings.seed))
         ports = [door.port for door in proxy.doors]
-        config = HEARTBEATS | {"backoff_initial": 0.2, "backoff_max": 2.0}
+        config = settings.heartbeats | {"backoff_initial": 0.2, "backoff_max": 2.0}
         residents = {
             f"clients{start // 50}": ports[start : min(start + 50, settings.clients)] for start in range(0, settings.clients, 50)
         }
@@ -172,7 +181,7 @@ async def prove(settings: Soak, folder: Path, bar: Bar, report: Report) -> None:
         await server.ask("talk", tasks=max(1, settings.clients // 5), mix=mix | {"pause": settings.pause / 5})
         cuts = await _go_on(settings, watch, dict(zip(names, proxy.doors, strict=False)), memory, bar)
         cpu = {name: cpu_seconds(child.pid) for name, child in {"server": server, **crowds}.items()}
-        errors = await _end(report, server, crowds)
+        errors = await _end(settings, report, server, crowds)
     balance(report, folder, errors=errors)
     if settings.minutes >= 5:
         memory.judge(report, settings.minutes * WARM_UP, settings.flat)
@@ -216,7 +225,7 @@ async def _go_on(settings: Soak, watch: Watch, doors: Mapping[str, Door], memory
     return cuts
 
 
-async def _end(report: Report, server: Child, crowds: Mapping[str, Child]) -> dict[str, int]:
+async def _end(settings: Soak, report: Report, server: Child, crowds: Mapping[str, Child]) -> dict[str, int]:
     """Let all traffic end, and look at what is left; return which errors calls raised."""
     errors: dict[str, int] = {}
     programs = {"server": server, **crowds}
@@ -230,12 +239,12 @@ async def _end(report: Report, server: Child, crowds: Mapping[str, Child]) -> di
         for what in ("visits", "sessions_resumed", "messages_resent"):
             if what in figures:
                 report.figures[f"{name}: {what.replace('_', ' ')}"] = figures[what]
-    await trio.sleep(FORGOTTEN)
+    await trio.sleep(settings.forgotten)
     for name, child in programs.items():
         report.nothing_left(f"in {name}, idle", (await child.ask("left"))["left"])
     for child in crowds.values():
         await child.stop()
-    await trio.sleep(FORGOTTEN)
+    await trio.sleep(settings.forgotten)
     empty = await server.ask("figures")
     for what in ("connected_clients", "sessions_away", "half_open", "connection_ids", "promise_active", "held_bytes"):
         report.exactly(f"server, when all have left: {what.replace('_', ' ')}", empty[what], 0)

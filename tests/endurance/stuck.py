@@ -9,6 +9,7 @@ import signal
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +28,6 @@ __all__ = ["Stuck", "prove"]
 MIB = 1 << 20
 VICTIM = "stuck-0"
 SAMPLE = 0.25
-SETTLE = 3.0
-"""Seconds at the start of a phase that are not looked at: the one that was stopped has a lot to read first."""
 
 
 @Parameter(name="*")
@@ -40,6 +39,7 @@ class Stuck:
         clients: it included.
         pairs: of phases, one with it reading, one with it stopped.
         seconds: of a phase.
+        settle: seconds before each that are not looked at: the one that was stopped has a lot to read first.
         pause: seconds between two requests of each of the others, on average.
         broadcast_every: seconds between two broadcasts to everybody.
         broadcast_size: bytes of each.
@@ -52,10 +52,11 @@ class Stuck:
     clients: int = 1000
     pairs: int = 10
     seconds: float = 10.0
-    pause: float = 3.0
-    broadcast_every: float = 2.0
+    settle: float = 3.0
+    pause: float = 4.0
+    broadcast_every: float = 4.0
     broadcast_size: int = 1000
-    flood_every: float = 0.02
+    flood_every: float = 0.1
     flood_size: int = 16_000
     most: float = 8.0
     slower: float = 1.2
@@ -66,6 +67,7 @@ class Phase:
     """What one phase showed.
 
     Attributes:
+        kind: whether the one was reading.
         memory: of the server at most, bytes.
         times: of the others' requests, seconds.
         calm: of those alone that no pause of the machine touched.
@@ -74,6 +76,7 @@ class Phase:
         unacked: bytes that it had written and nobody had acknowledged, at the end.
     """
 
+    kind: Literal["reading", "stopped"]
     memory: int = 0
     times: list[float] = field(default_factory=list)
     calm: list[float] = field(default_factory=list)
@@ -84,8 +87,6 @@ class Phase:
 
 async def prove(settings: Stuck, folder: Path, bar: Bar, report: Report) -> None:
     """Run it."""
-    reading: list[Phase] = []
-    stopped: list[Phase] = []
     with watch_hiccups() as log:
         async with open_server(folder, {}) as server:
             port = server.hello["port"]
@@ -103,12 +104,14 @@ async def prove(settings: Stuck, folder: Path, bar: Bar, report: Report) -> None
                     broadcast_size=settings.broadcast_size,
                 )
                 stage = Stage(settings, server, crowd, one, log)
-                await stage.phase("reading")  # What a server holds for so many busy clients at all it holds from here on.
+                # What a server holds for so many busy clients at all it holds from here on.
+                await stage.phase("reading")
+                phases = [await stage.phase("reading")]
                 for number in range(settings.pairs):
                     # The order turns round, so that what grows by itself is not taken for the one's doing.
                     for kind in ("reading", "stopped") if number % 2 == 0 else ("stopped", "reading"):
                         bar.show(2 * number + (kind == "stopped"), 2 * settings.pairs, f"{kind}, pair {number + 1}")
-                        (reading if kind == "reading" else stopped).append(await stage.phase(kind))
+                        phases.append(await stage.phase(kind))
                 held = await server.ask("figures")
                 for child in (server, crowd):
                     await child.ask("ebb" if child is server else "hush")
@@ -119,7 +122,7 @@ async def prove(settings: Stuck, folder: Path, bar: Bar, report: Report) -> None
                     await child.stop()
     balance(report, folder, errors=figures["errors"])
     report.exactly("clients connected at the end", held["connected_clients"], settings.clients)
-    _judge(settings, report, reading, stopped)
+    _judge(settings, report, phases)
 
 
 def p99(times: list[float]) -> float:
@@ -127,36 +130,42 @@ def p99(times: list[float]) -> float:
     return quantiles(times)["P99"]
 
 
-def _judge(settings: Stuck, report: Report, reading: list[Phase], stopped: list[Phase]) -> None:
-    # Against the first phase, which comes before any with it stopped: what a process has taken it seldom gives back.
-    grown = [(phase.memory - reading[0].memory) / MIB for phase in stopped]
+def added(phases: list[Phase], kind: str) -> float:
+    """Return what all phases of a kind together have added to the memory of the server, MB."""
+    return sum(after.memory - before.memory for before, after in pairwise(phases) if after.kind == kind) / MIB
+
+
+def _judge(settings: Stuck, report: Report, phases: list[Phase]) -> None:
+    reading = [phase for phase in phases[1:] if phase.kind == "reading"]
+    stopped = [phase for phase in phases[1:] if phase.kind == "stopped"]
     ratios = [p99(b.times) / p99(a.times) for a, b in zip(reading, stopped, strict=True)]
     calm = [p99(b.calm) / p99(a.calm) for a, b in zip(reading, stopped, strict=True) if a.calm and b.calm]
-    report.at_most(
-        "memory of the server, MB, each stopped phase less the first reading one, the largest", max(grown), settings.most
-    )
+    # What a process has taken it seldom gives back: so not what it holds in either phase, but what it took in them.
+    more = added(phases, "stopped") - added(phases, "reading")
+    report.at_most("memory that the server took while it was stopped, less while it read, MB", more, settings.most)
     report.at_most("P99 of the others, stopped : reading, median of the pairs", statistics.median(ratios), settings.slower)
+    report.figures["P99 of requests that no pause of the machine touched, stopped : reading"] = (
+        statistics.median(calm) if calm else 0
+    )
     report.at_least(
         "bytes held for it while stopped, the least", min(phase.outbox + phase.unacked for phase in stopped), MIB // 2
     )
-    for name, phases in (("reading", reading), ("stopped", stopped)):
-        everything = quantiles([value for phase in phases for value in phase.times])
+    for name, some in (("reading", reading), ("stopped", stopped)):
+        everything = quantiles([value for phase in some for value in phase.times])
         report.figures |= {f"others' requests, {name}, {what}, ms": value * 1000 for what, value in everything.items()}
-        undisturbed = [value for phase in phases for value in phase.calm]
-        report.figures[f"others' requests, {name}, no pause of the machine"] = len(undisturbed)
-        if undisturbed:
-            report.figures[f"others' requests, {name}, no pause of the machine, P99, ms"] = p99(undisturbed) * 1000
+        calm_ones = [value for phase in some for value in phase.calm]
         report.figures |= {
-            f"others' requests, {name}": sum(len(phase.times) for phase in phases),
-            f"memory of the server, {name}, MB": max(phase.memory for phase in phases) / MIB,
-            f"processor of the server, {name}, %": sum(phase.cpu for phase in phases) / len(phases) / settings.seconds * 100,
-            f"bytes waiting in the server, {name}": max(phase.outbox for phase in phases),
-            f"bytes not acknowledged, {name}": max(phase.unacked for phase in phases),
+            f"others' requests, {name}": sum(len(phase.times) for phase in some),
+            f"others' requests, {name}, no pause of the machine": len(calm_ones),
+            f"others' requests, {name}, no pause of the machine, P99, ms": p99(calm_ones or [0.0]) * 1000,
+            f"memory of the server, {name}, MB": max(phase.memory for phase in some) / MIB,
+            f"memory that the server took, {name}, MB": added(phases, name),
+            f"processor of the server, {name}, %": sum(phase.cpu for phase in some) / len(some) / settings.seconds * 100,
+            f"bytes waiting in the server, {name}": max(phase.outbox for phase in some),
+            f"bytes not acknowledged, {name}": max(phase.unacked for phase in some),
         }
     report.notes.append("P99 stopped : reading, each pair: " + ", ".join(f"{ratio:.2f}" for ratio in ratios))
-    report.notes.append(
-        "memory, MB, each stopped phase less the first reading one: " + ", ".join(f"{value:.2f}" for value in grown)
-    )
+    report.notes.append("memory, MB, phase by phase: " + ", ".join(f"{phase.kind} {phase.memory / MIB:.1f}" for phase in phases))
 
 
 class Stage:
@@ -171,11 +180,11 @@ class Stage:
 
     async def phase(self, kind: Literal["reading", "stopped"]) -> Phase:
         """Play one phase; the one reads again after it."""
-        phase = Phase()
+        phase = Phase(kind)
         if kind == "stopped":
             self._one.pause(signal.SIGSTOP)
         try:
-            await trio.sleep(SETTLE)
+            await trio.sleep(self._settings.settle)
             await self._crowd.ask("times")
             started = cpu_seconds(self._server.pid)
             until = time.monotonic() + self._settings.seconds

@@ -271,6 +271,19 @@ async def test_open_client(autojump_clock: MockClock) -> None:
         assert await sweep(use_another, check, everyone=True, stride=3) > 60
 
 
+async def test_rebind(autojump_clock: MockClock) -> None:
+    async with watched() as watch:
+
+        async def check() -> None:
+            # One socket of the client as before, wherever it is now.
+            assert len(open_sockets(watch.world.network)) == len(watch.sockets)
+            watch.sockets = open_sockets(watch.world.network)
+            await watch.check()
+
+        assert await sweep(watch.client.rebind, check) >= 3
+        assert await sweep(watch.client.rebind, check, everyone=True) > 5
+
+
 async def test_wait_connected(autojump_clock: MockClock) -> None:
     _, client_tls = throwaway_tls()
     async with watched() as watch:

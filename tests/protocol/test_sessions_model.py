@@ -106,8 +106,12 @@ class World:
         size = chance.choice((0, 10, 300, 2900, self.limits.payload))
         delivery = Delivery.REDELIVER if chance.random() < 0.4 else Delivery.AT_MOST_ONCE
         message = Message(MessageType.COMMAND, chance.randbytes(8) + bytes(max(size - 8, 0)), delivery=delivery)
+        self.submit(side, lane, message, wants_ack=chance.random() < 0.6)
+
+    def submit(self, side: Side, lane: LaneSender, message: Message, *, wants_ack: bool) -> Sent:
+        name = lane.name
         outgoing: Outgoing
-        if chance.random() < 0.6:
+        if wants_ack:
             outgoing = OutgoingRequest(lane, message, side.link.share, Deadlines()).__enter__()
         else:
             outgoing = Outgoing(lane, message)
@@ -117,6 +121,7 @@ class World:
         if outgoing.wants_ack:
             self.open.append(sent)
         side.link.submit(outgoing)
+        return sent
 
     def take_back(self) -> None:
         if self.open:
@@ -218,6 +223,12 @@ class World:
         while self.line is None:
             self.connect()
         self.take_welcome()
+
+    def cut_and_reconnect(self) -> Line:
+        self.cut()
+        self.reconnect()
+        assert self.line is not None
+        return self.line
 
     def restart(self) -> None:
         """Kill one side and start it again; the other may notice only from the hello or the welcome."""

@@ -9,7 +9,7 @@ import pytest
 
 from quicflow_trio.quic.probes import BURST, PER_PACKET, PER_SECOND, ProbeBudget
 from tests.quic.conftest import PairMaker
-from tests.quic.harness import received
+from tests.quic.harness import core_of, received
 
 
 def taken(budget: ProbeBudget, now: float, *, repeated: bool = False) -> int:
@@ -70,3 +70,19 @@ def test_a_denied_probe_is_made_up_for_later(pair: PairMaker, monkeypatch: pytes
     assert gaps == sorted(gaps), "each comes later than the one before"
     assert len(gaps) >= 3
     assert [repeated for _, repeated in asked] == [False] + [True] * len(gaps)
+
+
+def test_peers_that_confirm_each_probe_leave_half_to_the_others(pair: PairMaker) -> None:
+    """Twenty peers that answer every message late make thirty probes a second each; whoever really loses a packet gets its probe."""
+    probes = ProbeBudget()
+    losses = [core_of(pair(server={"probes": probes}).server)._loss for _ in range(21)]
+    assert all(loss.handshake_confirmed for loss in losses)
+    *slow, honest = losses
+    denied = 0
+    for step in range(300):
+        now = 100.0 + step / 30
+        # What a probe asks for was confirmed since: each begins anew.
+        denied += sum(loss._is_denied(now) for loss in slow)  # type: ignore[attr-defined]
+        if step % 60 == 0:
+            assert not honest._is_denied(now)  # type: ignore[attr-defined]
+    assert denied > 500, "there were more than the budget allows"
