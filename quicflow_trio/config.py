@@ -23,6 +23,9 @@ _MIB = 1024 * 1024
 
 PathLike = str | os.PathLike[str]
 
+CONGESTION = ("reno", "lossy")
+"""Congestion controls that can be chosen."""
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
 
@@ -97,6 +100,7 @@ class _PeerConfig:
     workers: int = 64
     close_grace: float = 3.0
     datagram_size: int = 1200
+    congestion: Literal["reno", "lossy"] = "reno"
     engine: str = "aioquic"
     limits: Limits = field(default_factory=Limits)
 
@@ -116,6 +120,11 @@ class _PeerConfig:
         _check(self, "workers", 1, 100_000, whole=True)
         _check(self, "close_grace", 0, 3600)
         _check(self, "datagram_size", 1200, 16_000, whole=True)
+        if self.congestion not in CONGESTION or (self.congestion != "reno" and self.engine == "qh3"):
+            allowed = ", ".join(CONGESTION if self.engine != "qh3" else CONGESTION[:1])
+            raise ConfigurationError(
+                f"{type(self).__name__}.congestion = {self.congestion!r}: expected one of {allowed} with the engine {self.engine}"
+            )
         if self.engine not in ENGINES:
             raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
         if find_spec(self.engine) is None:
@@ -147,6 +156,9 @@ class ClientConfig(_PeerConfig):
         workers: handlers that may run at once (each lane can always run one).
         close_grace: seconds that leaving ``open_client`` may take to flush, finish handlers and say goodbye.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
         limits: see `Limits`.
@@ -182,6 +194,9 @@ class ServerConfig(_PeerConfig):
         workers: handlers that may run at once for one session (each lane can always run one).
         close_grace: seconds that ``aclose`` may take to say goodbye to every client.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
         session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it with the token that it
