@@ -33,7 +33,7 @@ from tests.connections.raw import hello, open_raw
 from tests.connections.test_resuming import cut
 
 SOON = ClientConfig(backoff_initial=0.01, backoff_max=0.1, seed=1)
-SURVIVED = {CloseCode.HEARTBEAT_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED}
+SURVIVED = {CloseCode.HEARTBEAT_TIMEOUT, CloseCode.HELLO_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED}
 FINAL = {CloseCode.SESSION_REPLACED, CloseCode.REJECTED, CloseCode.AUTHENTICATION_FAILED}
 
 
