@@ -23,6 +23,9 @@ _MIB = 1024 * 1024
 
 PathLike = str | os.PathLike[str]
 
+CONGESTION = ("reno", "lossy")
+"""Congestion controls that can be chosen."""
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
 
@@ -43,10 +46,14 @@ class Limits:
         payload: largest message payload and largest handler result, bytes.
         waiting: requests that may wait for an ack at once, per server and per client.
         waiting_per_session: the share of ``waiting`` that one session of a server may take; a client has one session and all of it.
-        lanes: lanes each side of one session may open, the default lane included.
+        lanes: lanes each side of one session may open, the default lane included. Sessions resume with as many as a hello has room for:
+            28 KiB of names, plus 32 bytes for each. Beyond that, what is under way ends with its connection.
         lane_window: bytes a peer may send on one lane ahead of its handlers.
-        outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait; also how many bytes of acks
-            may wait to be written before a lane starts no further handler.
+        outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait. As many again are kept after they were
+            written, until the peer has received them (handled them, with `Delivery.REDELIVER`), to be sent again after a reconnect: a
+            lane writes no more than this per round trip. It is also how many bytes of acks may wait to be written before a lane starts
+            no further handler. Acks that have left are kept until the peer confirms them, up to 1 MiB of them. Our own peers confirm
+            them long before; one that does not, and then reconnects, loses its session.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
         initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
@@ -93,6 +100,7 @@ class _PeerConfig:
     workers: int = 64
     close_grace: float = 3.0
     datagram_size: int = 1200
+    congestion: Literal["reno", "lossy"] = "reno"
     engine: str = "aioquic"
     limits: Limits = field(default_factory=Limits)
 
@@ -112,6 +120,11 @@ class _PeerConfig:
         _check(self, "workers", 1, 100_000, whole=True)
         _check(self, "close_grace", 0, 3600)
         _check(self, "datagram_size", 1200, 16_000, whole=True)
+        if self.congestion not in CONGESTION or (self.congestion != "reno" and self.engine == "qh3"):
+            allowed = ", ".join(CONGESTION if self.engine != "qh3" else CONGESTION[:1])
+            raise ConfigurationError(
+                f"{type(self).__name__}.congestion = {self.congestion!r}: expected one of {allowed} with the engine {self.engine}"
+            )
         if self.engine not in ENGINES:
             raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
         if find_spec(self.engine) is None:
@@ -128,8 +141,8 @@ class ClientConfig(_PeerConfig):
 
     Attributes:
         heartbeat_interval: seconds between pings; the server's, when that is shorter.
-        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; in as long a frame that has
-            begun must bring its end, or 128 bytes for each of them.
+        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; while a frame is incomplete,
+            seconds in which it must bring 32 bytes each.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
         authenticate_timeout: seconds that a function given as ``credentials`` may take.
@@ -143,6 +156,9 @@ class ClientConfig(_PeerConfig):
         workers: handlers that may run at once (each lane can always run one).
         close_grace: seconds that leaving ``open_client`` may take to flush, finish handlers and say goodbye.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
         limits: see `Limits`.
@@ -178,13 +194,17 @@ class ServerConfig(_PeerConfig):
         workers: handlers that may run at once for one session (each lane can always run one).
         close_grace: seconds that ``aclose`` may take to say goodbye to every client.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
-        session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it. Handlers that run go on
-            for as long, so a short one cancels them.
+        session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it with the token that it
+            was given. Then it ends: the server's calls that wait for that client raise `ConnectionLost`, handlers that still run are
+            cancelled, and the client, when it returns, learns that it has a new session. 0 keeps none.
         away: what becomes of new messages and requests for a session that is kept but has no connection: ``"refuse"`` raises
             `ClientNotConnected`, ``"queue"`` lets them wait in its bounded outbox. Those under way when the connection was lost wait in
-            either case.
+            either case. Broadcasts go to connected clients only.
         reset_key_file: file with the key of stateless resets; one that does not exist is made, with mode 0600. With the same key after a
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.

@@ -16,14 +16,20 @@ ID_BYTES = 16
 
 
 class Delivery(enum.Enum):
-    """What may happen to a message when one side is restarted while it is under way.
+    """What may happen to a message whose session ends while it is under way, as when the other side is restarted.
 
-    The choice travels with the message. It makes a difference once sessions resume after a reconnect; until then every message is
-    delivered at most once, whichever is chosen.
+    It makes no difference while both sides live, whatever becomes of their connections: the session goes on with the next one, and a
+    message's handler runs exactly once.
     """
 
     AT_MOST_ONCE = "at most once"
+    """It is not sent again: a request raises `ConnectionLost`, and so does `Sent.delivered` unless it had been received. Its handler may
+    have run or not."""
     REDELIVER = "redeliver"
+    """It goes out again to the other side's next session, before all newer messages, until it is known to be handled: at least once. Its
+    handler may have run in the last life of the receiver: ``request.redelivered`` says that this can be. It must not matter, or be
+    found out by the message's id. The sender keeps such a message until it is handled, within `Limits.outbox_bytes`; a sender that is
+    itself restarted has forgotten it."""
 
 
 class _IdSource:

@@ -93,10 +93,13 @@ class Sent:
     async def delivered(self) -> None:
         """Wait until the peer has received the message and keeps it for a handler. May be called again, and by several tasks.
 
-        Cancellation changes nothing about the message.
+        It holds over reconnects, and a message that may be redelivered also waits for the server's next life: on a client for as long as
+        there is no server, that is for ever where none returns. ``with trio.fail_after(60)`` puts an end to that; it changes nothing
+        about the message, which may still go out. On a server it ends with ``ServerConfig.session_ttl`` at the latest. A message that
+        was received is not told to be lost later on, unless it is to be redelivered: then a further call waits for the next peer.
 
         Raises:
-            ConnectionLost: the connection ended before the peer confirmed; it may have the message or not.
+            ConnectionLost: the session ended before the peer confirmed; it may have the message or not.
             ConnectionClosed: this side closed before that.
             PayloadTooLarge, LaneLimitReached: the peer accepts less than this side, which was not known when the message was taken.
         """
@@ -132,13 +135,14 @@ class Peer:
     async def send(self, message: Message) -> Sent:
         """Queue a message for the peer, in order on this lane, and return once it is in the bounded outbox.
 
+        From there it goes out on this connection or the next one; see `Delivery` for what happens when the session ends before that.
         Waits while the outbox is full; on a client also until the very first connection stands. Always a point of cancellation; it
         yields to other tasks when it waits and once in 64 messages, so that messages sent in a row leave in one packet. Cancelled
         while it waits, the message is not sent.
 
         Raises:
             PayloadTooLarge: over ``Limits.payload`` of this side or the peer.
-            ClientNotConnected: the session has no connection (server side).
+            ClientNotConnected: on a server: the session has ended, or has no connection and ``ServerConfig.away`` is "refuse".
             ConnectionRefused, SessionReplaced: the client was refused for good.
             ConnectionClosed: this side has closed.
         """
@@ -190,14 +194,17 @@ class Peer:
             ack_timeout: seconds to wait for the ack; None takes ``config.ack_timeout``, ``math.inf`` waits for ever.
 
         The wait ends with the ack, the time-out, the caller's own cancellation (``trio.fail_after`` works as everywhere) or the
-        connection. On cancellation and time-out the peer is told and cancels the handler, if it still runs; nothing stays behind.
+        session. It does not end with the connection: on the session's next one the message, or the ack, goes out again if it was lost,
+        and the handler runs once. On cancellation and time-out the peer is told, after a reconnect if need be, and cancels the handler,
+        if it still runs; nothing stays behind.
 
         Raises:
             HandlerFailed: the handler raised, or ran past the peer's ``handler_timeout``.
             PermissionDenied, RateLimited: the peer does not take this from this side, or not now; no handler was started.
             AckTimeout: no ack came in time.
             WaitingTableFull: too many requests wait already; nothing was sent.
-            ConnectionLost: the connection ended after the message was written: the handler may have run or not.
+            ConnectionLost: the session ended after the message was written: the handler may have run or not. Not with
+                `Delivery.REDELIVER` on a client: that request is asked again in its next session.
             PayloadTooLarge, ClientNotConnected, ConnectionRefused, SessionReplaced, ConnectionClosed: as for `send`.
         """
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -355,6 +355,9 @@ async def serve(
         network: None is UDP; a `quicflow_trio.testing.MemoryNetwork` in tests.
         task_status: Trio's; `trio.Nursery.start` passes it and returns the `Server` once it listens.
 
+    The session of a client whose connection was lost is kept for ``config.session_ttl``, and goes on when the client returns with its
+    token. Sessions end with the server: clients of its next life begin new ones.
+
     Returns after `Server.aclose` or a finished `Server.drain`. Cancelled, it tells every client and cancels their handlers.
 
     Raises:

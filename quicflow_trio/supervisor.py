@@ -289,6 +289,7 @@ class Supervisor:
                 streams=limits.lanes,
             ),
             datagram_size=config.datagram_size,
+            congestion=config.congestion,
             probes=endpoint.probes,
         )
         engine.connect(address, trio.current_time())

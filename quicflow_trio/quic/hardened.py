@@ -32,6 +32,7 @@ from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from .congestion import LOSSY
 from .engine import STATELESS_RESET, ConnectionIdIssued, ResetTokenLearned
 from .lean import drop_handshake, make_lean
 from .limits import (
@@ -40,6 +41,8 @@ from .limits import (
     KEY_UPDATE_BURST,
     KEY_UPDATE_INTERVAL,
     KEY_UPDATES_PER_SECOND,
+    LOSSY_PROBE_INTERVAL,
+    LOSSY_PTO_DOUBLINGS,
     MAX_CRYPTO_BYTES,
     MAX_CRYPTO_FRAMES,
     MAX_PENDING_RANGES,
@@ -124,8 +127,13 @@ class HardenedConnection(LeanSender):
         self.peer_certificate: bytes | None = None
         self.wrote: bool = False
         self.probe_denied: bool = False
+        lossy = configurations[0].congestion_control_algorithm == LOSSY
+        # How far the interval between probes may grow, seconds, and how many doublings it may have at any rate.
+        self._probing = (LOSSY_PROBE_INTERVAL, LOSSY_PTO_DOUBLINGS) if lossy else (MAX_PROBE_INTERVAL, MAX_PTO_DOUBLINGS)
         self._ack_delay = ACK_DELAY
         self._heard = 0
+        # The one in use, once there has been a choice.
+        self._path: QuicNetworkPath | None = None
         self._shrunk: dict[int, int] = {}
         self._crypto_frames = 0
         self._crypto_received: dict[tls.Epoch, int] = {}
@@ -224,6 +232,18 @@ class HardenedConnection(LeanSender):
             # What parsers below TLS raise is theirs to choose: a certificate of X.509 version 2 gets InvalidVersion out of stock's
             # `receive_datagram`, and would take every other peer down with its own. The name reaches `ConnectionEnded`.
             self.close(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.PADDING, f"{type(error).__name__} on a packet")
+        if len(self._network_paths) > 1 and self._network_paths[0] is not self._path:
+            self._path = self._network_paths[0]
+            self._moved()
+
+    def migrate(self) -> None:
+        """Go on under the peer's next connection id, which there must be, from another address."""
+        self.change_connection_id()
+        self._moved()
+
+    def _moved(self) -> None:
+        # What was sent to the address before is as good as lost, and probes may have become seldom there; stock waits for the next.
+        self._loss._pto_count = 0
 
     def _take_reset(self, data: bytes, now: float) -> bool:
         """End the connection if this is the peer's stateless reset (RFC 9000 section 10.3.1); true when it is."""
@@ -352,9 +372,10 @@ class HardenedConnection(LeanSender):
         # Stock doubles without end: after a minute of loss the next probe is a minute away, while heartbeats wait. Yet the interval must
         # be able to outgrow the round trip: stock forgets a packet once a probe has repeated it, so an ack that takes longer than the
         # interval acknowledges nothing, and gives no sample of the round trip that would make the interval longer.
-        if self._handshake_confirmed and loss._pto_count > MAX_PTO_DOUBLINGS:
-            doublings = math.log2(MAX_PROBE_INTERVAL / loss.get_probe_timeout())
-            loss._pto_count = min(loss._pto_count, max(math.floor(doublings), MAX_PTO_DOUBLINGS))
+        longest, least = self._probing
+        if self._handshake_confirmed and loss._pto_count > least:
+            doublings = math.log2(longest / loss.get_probe_timeout())
+            loss._pto_count = min(loss._pto_count, max(math.floor(doublings), least))
 
     def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
         """Close with a reason that fits into every packet it is written to."""

@@ -36,6 +36,7 @@ def client_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",  # noqa: ARG001  the configuration allows no other
     probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
 ) -> Qh3Engine:
     """Make the client side of a connection; arguments as for `aioquic_engine.client_engine`.
@@ -57,6 +58,7 @@ def server_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",  # noqa: ARG001  the configuration allows no other
     probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
     retry_source_id: bytes | None = None,
     reset_key: ResetKey | None = None,
@@ -183,7 +185,11 @@ class Qh3Engine(Qh3Driver):
         core = self._core
         if core is None or not self._handshake_done or self._ended is not None:
             return False
-        core.change_connection_id()
+        try:
+            core.change_connection_id()
+        except ValueError:
+            # It has no other, and no way to ask.
+            return False
         return True
 
     @property

@@ -45,6 +45,17 @@ class Settings:
     valid_for: float | None
     redeliver: float
 
+    def __str__(self) -> str:
+        interval, timeout = self.heartbeat
+        parts = [
+            f"heartbeat {interval:g}/{timeout:g} s",
+            f"away: {self.away}",
+            "reset key" if self.reset_key else "no reset key",
+            "no credentials" if self.valid_for is None else f"credentials for {self.valid_for:.0f} s",
+            f"{self.redeliver:.0%} redelivered",
+        ]
+        return ", ".join(parts)
+
     def client(self, promise: Promise, seed: int) -> ClientConfig:
         """Return the configuration of a client."""
         interval, timeout = self.heartbeat

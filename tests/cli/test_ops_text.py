@@ -230,6 +230,8 @@ def test_rates_need_two_looks_at_one_session() -> None:
         ("disconnect", {"reason": "normal", "detail": "bye\x1b[2J", "by_peer": True}, r"normal, by the client: bye\x1b[2J"),
         ("disconnect", {"reason": "idle_timeout"}, "idle_timeout, by the server"),
         ("reconnect", {"away": 1.2345, "attempts": 0}, "after 1.23 s"),
+        ("reconnect", {"away": 1.2345, "attempts": 0, "resumed": True}, "after 1.23 s, the session goes on"),
+        ("reconnect", {"away": 1.2345, "attempts": 0, "resumed": False}, "after 1.23 s, a new session"),
         ("heartbeat_timeout", {"silence": 45.0}, "nothing heard for 45 s"),
         ("state_change", {"old": "listening", "new": "draining", "reason": "asked"}, "listening -> draining: asked"),
         ("broadcast", {"type": "event", "size": 2048, "targets": 3, "sent": 2}, "event, 2.0K bytes, 2 of 3 clients"),

@@ -249,3 +249,36 @@ async def test_over_real_udp(near: str) -> None:
             await trio.to_thread.run_sync(victim.stop)
     finally:
         victim.process.kill()
+
+
+@pytest.mark.parametrize("how", ["rebind", "seen elsewhere"])
+async def test_what_was_lost_comes_again_at_once_at_the_new_address(autojump_clock: MockClock, how: str) -> None:
+    """Not when the probes come again that had become seldom while there was nobody at the address before: more was on its way than may be."""
+    arrived: list[float] = []
+    router = Router()
+
+    @router.on(MessageType.EVENT)
+    async def note(request: Request) -> None:
+        arrived.append(trio.current_time())
+
+    network = MemoryNetwork(delay=0.05)
+    waits = []
+    for seconds in (3.0, 4.2, 5.9, 8.8, 11.0):
+        arrived.clear()
+        async with open_world(network=network, client_router=router) as world:
+            client = world.clients["client-0"]
+            await trio.sleep(1)
+            network.partition("client-0")
+            await world.server.sessions["client-0"].send(Message.event(bytes(100_000)))
+            await trio.sleep(seconds)
+            network.heal("client-0")
+            healed = trio.current_time()
+            if how == "rebind":
+                await client.rebind()
+            else:
+                network.readdress("client-0")
+                await client.request(Message.query(b"x"))
+            while not arrived:  # noqa: ASYNC110  virtual time
+                await trio.sleep(0.01)
+            waits.append(arrived[0] - healed)
+    assert max(waits) < 1.5, waits

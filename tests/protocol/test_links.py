@@ -14,7 +14,7 @@ from quicflow_trio.message import Delivery, Message
 from quicflow_trio.observe.instruments import Instruments
 from quicflow_trio.protocol.credit import CreditBudget
 from quicflow_trio.protocol.lane_receiver import LaneReceiver
-from quicflow_trio.protocol.outgoing import Outgoing, OutgoingState
+from quicflow_trio.protocol.outgoing import Outgoing, OutgoingRequest, OutgoingState
 from quicflow_trio.protocol.waiting import WaitingTable
 from quicflow_trio.wire import LaneState
 from tests.protocol.test_sessions_model import World
@@ -114,4 +114,5 @@ async def test_a_connection_is_not_quiet_before_the_lanes_of_the_last_one_are_op
     before = streams.quiet
     world.settle()
     assert (before, streams.quiet) == (False, True)
+    assert isinstance(sent.outgoing, OutgoingRequest)
     world.check_answer(sent, sent.outgoing)

@@ -12,17 +12,19 @@ from quicflow_trio.dispatch import Dispatcher
 from quicflow_trio.gate import Gate
 from quicflow_trio.message import AckStatus, Message, MessageType
 from quicflow_trio.net.endpoint import Endpoint
+from quicflow_trio.protocol.kept_acks import KeptAcks
 from quicflow_trio.protocol.lane_receiver import LaneReceiver
 from quicflow_trio.protocol.lane_sender import LaneSender
 from quicflow_trio.protocol.waiting import WaitingShare
 from quicflow_trio.router import Request
 from quicflow_trio.sessions import Session, SessionRegistry
 from quicflow_trio.simulate import Scenario, Verdict, simulate
+from quicflow_trio.simulate.history import Happened
+from quicflow_trio.simulate.schedule import Fault
 from quicflow_trio.wire import LaneState
 
 SCENARIO = Scenario(seed=3, hours=0.4, clients=2, faults="normal")
-RESUMING = Scenario(seed=1, hours=0.2, clients=2, faults="heavy")
-RESTARTING = Scenario(seed=2, hours=0.2, clients=2, faults="heavy")
+SHORT = Scenario(seed=3, hours=0.1, clients=2, faults="none")
 GUARDED = Scenario(seed=4, hours=0.5, clients=2, faults="none")
 CALM = Scenario(seed=3, hours=0.5, clients=2, faults="none")
 
@@ -35,7 +37,7 @@ def texts(verdict: Verdict, rule: str) -> str:
     return "\n".join(violation.text for violation in verdict.violations if violation.rule == rule)
 
 
-@pytest.mark.parametrize("scenario", [SCENARIO, CALM, RESUMING, RESTARTING, GUARDED])
+@pytest.mark.parametrize("scenario", [SCENARIO, CALM, GUARDED])
 def test_unbroken_it_holds(scenario: Scenario) -> None:
     verdict = simulate(scenario)
     assert verdict.violations == ()
@@ -53,7 +55,8 @@ def test_an_ack_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LaneReceiver, "finish", finish)
     verdict = simulate(CALM)
-    assert rules(verdict) == {"error without a reason"}
+    # Cancellations of what was handled long ago may be left, too.
+    assert "error without a reason" in rules(verdict)
     assert "AckTimeout" in texts(verdict, "error without a reason")
 
 
@@ -159,6 +162,38 @@ def test_a_defect_that_closes_a_connection(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # -- sessions that resume ------------------------------------------------------------------------------------------------
+def simulate_faults(monkeypatch: pytest.MonkeyPatch, *faults: tuple[float, float, str, str, float]) -> Verdict:
+    """Simulate faults of our choice, each of them when and for how long, what and where, and how bad."""
+    schedule = tuple(Fault(number, *fault) for number, fault in enumerate(faults))
+    monkeypatch.setattr("quicflow_trio.simulate.world.make_schedule", lambda _: schedule)
+    return simulate(Scenario(seed=3, hours=(schedule[-1].start + 200) / 3600, clients=2, faults="none"))
+
+
+def resuming(monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    """Let messages arrive and their acks not, until the clients give their connections up."""
+    faults = [(60.0 + 150 * number, 100.0, "loss to the client", f"client-{number % 2}", 1.0) for number in range(6)]
+    return simulate_faults(monkeypatch, *faults)
+
+
+def restarting(monkeypatch: pytest.MonkeyPatch) -> Verdict:
+    """Let messages arrive and their acks not, and kill the receiver meanwhile."""
+    faults = []
+    for number in range(6):
+        at, killed = 60.0 + 150 * number, ("server", "client-0")[number % 2]
+        faults.append((at, 20.0, "loss to the client" if killed == "server" else "loss to the server", "client-0", 1.0))
+        faults.append((at + 15.0, 0.0, "kill", killed, 5.0))
+    return simulate_faults(monkeypatch, *faults)
+
+
+def test_unbroken_it_resumes_and_redelivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed = resuming(monkeypatch)
+    assert resumed.violations == ()
+    assert resumed.figures.connects > 6
+    restarted = restarting(monkeypatch)
+    assert restarted.violations == ()
+    assert any(record.what is Happened.STARTED and record.detail == "redelivered" for record in restarted.history)
+
+
 def test_what_was_not_received_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     real = LaneSender.resume
 
@@ -167,29 +202,12 @@ def test_what_was_not_received_is_not_sent_again(monkeypatch: pytest.MonkeyPatch
         lane._resend.clear()
 
     monkeypatch.setattr(LaneSender, "resume", resume)
-    verdict = simulate(RESUMING)
-    # The peer waits for the number that does not come, or sees that one is missing.
-    assert rules(verdict) & {"wrong ending", "never ended", "left over", "error without a reason"}
-    assert "protocol_error" in texts(verdict, "wrong ending")
+    assert "protocol_error message" in texts(resuming(monkeypatch), "wrong ending"), "its number is missing"
 
 
 def test_a_stored_ack_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = LaneReceiver._replay
-
-    def replay(lane: LaneReceiver, acked: int) -> None:
-        # Cleanly: the next ack takes the number of the first that was dropped.
-        if lane._kept or lane._acks:
-            lane._kept.clear()
-            lane._acks.clear()
-            lane._run_first = lane._run_last = -1
-            lane.kept_bytes = lane.ack_bytes = 0
-            lane._ack_seq = acked
-        real(lane, acked)
-
-    monkeypatch.setattr(LaneReceiver, "_replay", replay)
-    verdict = simulate(RESUMING)
-    assert "error without a reason" in rules(verdict)
-    assert "AckTimeout" in texts(verdict, "error without a reason")
+    monkeypatch.setattr(KeptAcks, "replay", lambda kept, taken: kept.clear() or [])
+    assert "protocol_error ack number" in texts(resuming(monkeypatch), "wrong ending")
 
 
 def test_a_message_that_was_received_and_is_handled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,12 +227,12 @@ def test_a_message_that_was_received_and_is_handled_again(monkeypatch: pytest.Mo
         real(lane, min(received, lane._last_seq - 1), handled)
 
     monkeypatch.setattr(LaneSender, "_take_receipt", keep_last)
-    assert "handled twice" in rules(simulate(RESUMING))
+    assert "handled twice" in rules(resuming(monkeypatch))
 
 
 def test_a_session_that_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "may_resume", lambda session, hello: False)
-    verdict = simulate(RESUMING)
+    verdict = resuming(monkeypatch)
     assert "error without a reason" in rules(verdict)
     assert "ConnectionLost" in texts(verdict, "error without a reason")
 
@@ -228,17 +246,17 @@ def test_a_restarted_process_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -
             outgoing.redelivered = False
 
     monkeypatch.setattr(LaneSender, "redeliver", redeliver)
-    assert "handled twice" in rules(simulate(RESTARTING))
+    assert "handled twice" in rules(restarting(monkeypatch))
 
 
 def test_what_may_be_redelivered_and_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LaneSender, "_redeliverable", lambda lane: [])
-    assert rules(simulate(RESTARTING)) & {"not redelivered", "error without a reason"}
+    assert rules(restarting(monkeypatch)) & {"not redelivered", "error without a reason"}
 
 
 def test_resend_buffers_that_are_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LaneSender, "_handled", lambda lane, seq: None)
-    assert "_unhandled" in texts(simulate(RESTARTING), "left over")
+    monkeypatch.setattr(LaneSender, "_handled", lambda lane, seq: lane._unhandled.pop(seq, None))
+    assert "_kept_bytes" in texts(simulate(SHORT), "left over")
 
 
 def test_a_gate_that_stands_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,10 @@ def event_detail(event: ServerEvent) -> str:
             side = "by the client" if data.get("by_peer") else "by the server"
             return _phrase(f"{_text(data.get('reason'))}, {side}", data.get("detail"))
         case "reconnect":
-            return f"after {_figure(data.get('away'))} s"
+            resumed = data.get("resumed")
+            # An older server does not say.
+            session = "" if not isinstance(resumed, bool) else ", the session goes on" if resumed else ", a new session"
+            return f"after {_figure(data.get('away'))} s{session}"
         case "heartbeat_timeout":
             return f"nothing heard for {_figure(data.get('silence'))} s"
         case "state_change":
