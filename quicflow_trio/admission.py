@@ -141,6 +141,7 @@ class Admission:
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
+            congestion=config.congestion,
             probes=self._endpoint.probes,
             retry_source_id=None if header.original is None else header.destination,
             reset_key=self.doorkeeper.key,
