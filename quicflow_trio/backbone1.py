@@ -115,7 +115,7 @@ class Backbone1:
     def handle_end(self, event: StreamReset | StreamStopped) -> None:
         """Take an abandoned half for one that ends: it concerns no other stream."""
         if event.stream_id == INTRODUCTION:
-            if self._introduction is not None:
+            if self._exchanges is None:
                 raise RemoteProtocolError(FIRST_FRAME)
         elif isinstance(event, StreamReset):
             if self._exchanges is not None:

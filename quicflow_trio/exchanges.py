@@ -6,6 +6,7 @@ number, as if it had come on a lane, and what that answers goes to the stream th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from functools import partial
@@ -17,7 +18,7 @@ from .dialect import Host
 from .errors import LaneLimitReached, LocalProtocolError
 from .link import Link
 from .protocol.backbone1 import FOREIGN, FrameIntake, Oversized, ack_of, answer_of, id_from_text, id_to_text
-from .protocol.credit import RETURN_WINDOW
+from .protocol.credit import RETURN_WINDOW, connection_window
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
 from .protocol.outgoing import Outgoing
@@ -136,6 +137,8 @@ class Exchanges:
         # Bytes of messages on streams that are not over, and of frames that are not complete.
         self._under_way = 0
         self._gathered = 0
+        # Beyond this, what cannot be completed is given up.
+        self._gather_limit = connection_window(self._limits)
         self._send_due = True
         self._receive_due = False
         self._stalled = False
@@ -191,29 +194,23 @@ class Exchanges:
         self._forget(stream)
 
     def _read(self, stream: _Inbound, intake: FrameIntake, data: bytes) -> None:
-        held = intake.held
+        self._gathered -= intake.held
         try:
             frame = intake.feed(data)
-            if frame is None and stream.over:
-                raise DecodeError("a frame is cut off")
-            self._gathered += intake.held - held
             if frame is None:
-                if self._gathered > self._gather_limit and intake.held > 4:
-                    raise FrameTooLarge(self._gathered, self._gather_limit)
+                if stream.over:
+                    raise DecodeError("a frame is cut off")
+                if self._gathered + intake.held > self._gather_limit:
+                    raise FrameTooLarge(self._gathered + intake.held, self._gather_limit)
+                self._gathered += intake.held
                 return
         except BAD_FRAMES as error:
-            self._gathered -= held
             stream.intake = None
             self._host.note_error(error)
             self._finish(stream)
             return
         stream.intake = None
         self._take(stream, frame)
-
-    @property
-    def _gather_limit(self) -> int:
-        """Bytes of frames that are not complete, all streams together; beyond them, what cannot be completed is given up."""
-        return self._limits.lanes * self._limits.lane_window + self._limits.payload
 
     def _take(self, stream: _Inbound, frame: BackboneFrame | Oversized) -> None:
         """Act on the frame of a stream."""
@@ -428,7 +425,9 @@ class Exchanges:
         data = b"" if frame is None else encode_backbone(frame, now_ms())
         self.bytes_sent += len(data)
         self._counters.bytes_sent += len(data)
-        self._engine.write(stream_id, data, fin=True)
+        # The peer may have said that it reads no more of a stream before the stream itself came.
+        with contextlib.suppress(LocalProtocolError):
+            self._engine.write(stream_id, data, fin=True)
 
     def _answer(self, stream: _Inbound, msg_id: str, frame: AckFrame | None) -> None:
         """Answer a message, on a new stream as well where its sender finished with it: some never read the stream they wrote on."""
