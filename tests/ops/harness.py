@@ -31,6 +31,7 @@ class FakeClient:
         self.connected_at = 1000.0 + number
         self.connected = connected
         self.identity = Identity(name="")
+        self.protocol = "quicflow/2"
         self.remote_address = ("127.0.0.1", 5000 + number)
         self.last_heartbeat: float | None = 1500.0
         self.rtt: float | None = 0.002 * (number + 1)
