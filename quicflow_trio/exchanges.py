@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from .dialect import Host
-from .errors import LaneLimitReached, LocalProtocolError
+from .errors import ConnectionLost, LaneLimitReached, LocalProtocolError
 from .link import Link
 from .protocol.backbone1 import FOREIGN, FrameIntake, Oversized, ack_of, answer_of, id_from_text, id_to_text
 from .protocol.credit import RETURN_WINDOW, connection_window
@@ -47,6 +47,9 @@ __all__ = ["STREAMS", "Exchanges", "now_ms"]
 
 STREAMS: Final = 1000
 """Streams that either side may have open at once; as many as the original takes."""
+
+THROWN_AWAY: Final = 1
+"""Application code of streams that are given up unread."""
 
 BAD_FRAMES = (DecodeError, EmptyFrame, FrameTooLarge)
 
@@ -137,8 +140,10 @@ class Exchanges:
         # Bytes of messages on streams that are not over, and of frames that are not complete.
         self._under_way = 0
         self._gathered = 0
-        # Beyond this, what cannot be completed is given up.
-        self._gather_limit = connection_window(self._limits)
+        self._window = connection_window(self._limits)
+        # Beyond this, what cannot be completed is thrown away: a peer that sends all its messages at once, a packet of each in turn,
+        # must be allowed more than its window.
+        self._gather_limit = max(self._window, self._limits.total_bytes // 4)
         self._send_due = True
         self._receive_due = False
         self._stalled = False
@@ -165,7 +170,10 @@ class Exchanges:
             self._handle_answer(event)
 
     def handle_reset(self, event: StreamReset) -> None:
-        """Take a half that the peer has abandoned for one that ends here."""
+        """Take a half that the peer has abandoned for one that ends here, and a message on it for lost."""
+        stream = self._out.get(event.stream_id)
+        if stream is not None and stream.outgoing is not None and not stream.outgoing.wants_ack:
+            self._link.lost(self._lane.lose(stream.outgoing, partial(ConnectionLost, "the peer has thrown the message away")))
         self.handle_data(StreamData(event.stream_id, b"", fin=True))
 
     def handle_stop(self, stream_id: int) -> None:
@@ -203,10 +211,16 @@ class Exchanges:
                 if self._gathered + intake.held > self._gather_limit:
                     raise FrameTooLarge(self._gathered + intake.held, self._gather_limit)
                 self._gathered += intake.held
+                self._receive_due = True
                 return
         except BAD_FRAMES as error:
             stream.intake = None
             self._host.note_error(error)
+            if self._gathered + intake.held > self._gather_limit:
+                # Not finished, which would say that it was read.
+                self._engine.reset(stream.stream_id, THROWN_AWAY)
+                self._engine.stop(stream.stream_id, THROWN_AWAY)
+                stream.finished = True
             self._finish(stream)
             return
         stream.intake = None
@@ -375,9 +389,10 @@ class Exchanges:
             self._finish(stream)
             self._forget(stream)
         link.account(receiver)
-        # What waits for handlers is not given back to the peer; when the whole process holds much, nor is a part of the rest.
-        spare = self._limits.lane_window - window
-        self._engine.hold(receiver.held_bytes + spare * self._limits.lanes)
+        # What waits for handlers, or for its end, is not given back to the peer; when the whole process holds much, nor is a part of the
+        # rest. Where only the peer can make room, by bringing the end of something, it may always go on.
+        held = receiver.held_bytes + self._gathered + (self._limits.lane_window - window) * self._limits.lanes
+        self._engine.hold(held if receiver.held_bytes else min(held, self._window * 3 // 4))
         if stalled:
             link.dispatcher.resume(receiver)
 

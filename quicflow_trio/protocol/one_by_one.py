@@ -6,7 +6,7 @@ from collections import deque
 
 from ..observe.histogram import Histogram
 from ..wire import AckFrame
-from .outgoing import Outbox, Outgoing, OutgoingRequest, OutgoingState
+from .outgoing import ErrorFactory, Outbox, Outgoing, OutgoingRequest, OutgoingState
 
 __all__ = ["OneByOne"]
 
@@ -68,6 +68,16 @@ class OneByOne:
         outgoing.state = OutgoingState.RECEIVED
         if outgoing.watchers is not None:
             outgoing.settle(OutgoingState.RECEIVED)
+
+    def lose(self, outgoing: Outgoing, error: ErrorFactory) -> int:
+        """Note that the peer will not take a message, and count it. No effect once it is settled."""
+        try:
+            self._unreceipted.remove(outgoing)
+        except ValueError:
+            return 0
+        self._kept_bytes -= outgoing.size
+        outgoing.settle(OutgoingState.FAILED, error)
+        return 1
 
     def answer(self, outgoing: Outgoing, frame: AckFrame, now: float) -> None:
         """Give a request its answer, which is a receipt as well; ``now`` measures how long it took."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import ClientConfig, Limits, Message, MessageType, Request, Router, ServerConfig
+from quicflow_trio import ClientConfig, ConnectionLost, Limits, Message, MessageType, Request, Router, ServerConfig
 from quicflow_trio.backbone1 import Backbone1
 from quicflow_trio.connection import Connection
 from quicflow_trio.exchanges import Exchanges
 from quicflow_trio.protocol.credit import connection_window
 from quicflow_trio.quic.aioquic_engine import Windows
-from quicflow_trio.quic.engine import EngineEvent, StreamData
+from quicflow_trio.quic.engine import EngineEvent, StreamData, StreamReset
 from quicflow_trio.testing import MemoryNetwork
 from quicflow_trio.wire import BackboneAck, BackboneData
 from tests.backbone1.raw1 import WINDOWS, answer, data, finished, frames, open_raw1, open_raw_server1, put, wire
@@ -157,7 +158,7 @@ async def test_a_peer_that_keeps_its_half_of_every_stream_open_is_held_by_the_li
     async with open_machine() as machine, open_raw1(machine.network) as raw:
         for _ in range(50):
             stream_id = put(raw, data(b"x", ack=True), fin=False)
-            await raw.wait(lambda stream_id=stream_id: finished(raw, stream_id))
+            await raw.wait(partial(finished, raw, stream_id))
         ours = exchanges(machine.server.sessions["raw"]._connection)
         assert len(ours._in) == 50
         for stream_id in [*ours._in]:
@@ -170,14 +171,14 @@ async def test_slow_handlers_hold_a_sender_back(autojump_clock: MockClock) -> No
     gate = Gate()
     config = ServerConfig(limits=limits, handler_timeout=3600)
     async with open_machine(router=gate.router, config=config) as machine, open_raw1(machine.network) as raw:
-        size, number = 10_000, 400
+        size, number = 14_000, 110
         for at in range(number):
             put(raw, data(b"%05d" % at + bytes(size), msg_id=str(at)))
-        await trio.sleep(30)
+            await trio.sleep(0.02)
         session = machine.server.sessions["raw"]
         held = session.statistics().held_bytes
         bound = connection_window(limits)
-        assert number * size > 4 * bound
+        assert number * size > 3 * bound
         assert 0.5 * bound < held <= 1.2 * bound
         gate.opened.set()
         await until(lambda: len(gate.passed) == number)
@@ -186,16 +187,43 @@ async def test_slow_handlers_hold_a_sender_back(autojump_clock: MockClock) -> No
         assert sorted(payload[:5] for payload in gate.passed) == [b"%05d" % at for at in range(number)]
 
 
-async def test_what_is_never_completed_is_bounded(autojump_clock: MockClock) -> None:
+async def test_many_messages_a_packet_of_each_in_turn_all_arrive(autojump_clock: MockClock) -> None:
     limits = Limits(lanes=1, lane_window=16_384, payload=65_536)
+    recorder = Recorder()
+    config = ServerConfig(limits=limits)
+    async with open_machine(router=recorder.router, config=config) as machine, open_raw1(machine.network) as raw:
+        for at in range(150):
+            put(raw, data(b"%05d" % at + bytes(10_000), msg_id=str(at)))
+        assert 3 * connection_window(limits) < 150 * 10_000
+        await until(lambda: len(recorder.received) == 150, seconds=40)
+        assert machine.server.metrics().decoding_errors == 0
+
+
+async def test_what_is_never_completed_is_bounded_and_told(autojump_clock: MockClock) -> None:
+    limits = Limits(lanes=1, lane_window=16_384, payload=65_536, total_bytes=1024 * 1024)
     async with open_machine(config=ServerConfig(limits=limits)) as machine, open_raw1(machine.network) as raw:
         for _ in range(60):
             put(raw, wire(data(bytes(60_000)))[:16_000], fin=False)
-        await trio.sleep(1)
+        await trio.sleep(3)
         ours = exchanges(machine.server.sessions["raw"]._connection)
         assert 0.9 * connection_window(limits) < ours._gathered <= connection_window(limits)
         assert sum(stream.intake.held for stream in ours._in.values() if stream.intake) == ours._gathered
+        assert len(raw.got(StreamReset)) == 60 - sum(1 for stream in ours._in.values() if stream.intake)
         assert await answer(raw, put(raw, data(b"fine", ack=True))) == BackboneAck("m1", 1, b"fine")
+
+
+async def test_a_message_that_the_server_throws_away_was_not_delivered(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=0.005)
+
+    def torn(raw: Raw, stream_id: int, message: BackboneData) -> None:
+        raw.engine.reset(stream_id, 1)
+        raw.kick()
+
+    async with open_raw_server1(network, torn), old_client(network) as client:
+        sent = await client.send(Message.event(b"x"))
+        with pytest.raises(ConnectionLost, match="thrown the message away"):
+            await sent.delivered()
+        assert client.metrics().messages_lost == 1
 
 
 async def test_fire_and_forget_leaves_nothing_behind(autojump_clock: MockClock) -> None:
