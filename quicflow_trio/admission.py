@@ -17,7 +17,7 @@ from .deadlines import Deadlines
 from .dispatch import run_handlers
 from .endings import ending_text, loss, reason_label, report_end, survivable
 from .errors import ClientNotConnected, ConnectionClosed, RemoteProtocolError
-from .gatekeeper import Gatekeeper
+from .gatekeeper import Gatekeeper, is_named
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.key_file import load_reset_key
@@ -27,8 +27,9 @@ from .observe.events import DisconnectReason
 from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
 from .observe.metrics import count
+from .protocol.backbone1 import NO_SESSION
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import RESUMING, REVISION, TOKEN_BYTES, Terms, alpn_offer, check_hello
+from .protocol.handshake import BACKBONE1, RESUMING, REVISION, TOKEN_BYTES, Terms, alpn_offer, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
@@ -140,6 +141,7 @@ class Admission:
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
+            congestion=config.congestion,
             probes=self._endpoint.probes,
             retry_source_id=None if header.original is None else header.destination,
             reset_key=self.doorkeeper.key,
@@ -238,6 +240,9 @@ class Admission:
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
+        if connection.protocol == BACKBONE1 and self._is_taken(hello.client_id, connection):
+            connection.close(CloseCode.OVERLOADED, NO_SESSION)
+            return
         self._gatekeeper.check(
             connection,
             hello.client_id,
@@ -245,6 +250,15 @@ class Admission:
             nursery=self.half_open.get(connection),
             admit=partial(self._admit, connection, hello, terms),
         )
+
+    def _is_taken(self, client_id: str, connection: Connection) -> bool:
+        """Return True for an id whose session this client of quic-backbone-v1 may not take over: most prove nothing."""
+        session = self.registry.get(client_id)
+        if session is None or session.retired:
+            return False
+        if session.vouched and not (session.protocol == BACKBONE1 and is_named(connection, client_id)):
+            return True
+        return self._config.v1_duplicates == "refuse" and session.connected
 
     def _admit(self, connection: Connection, hello: Hello, terms: Terms, identity: Identity) -> None:
         config = self._config

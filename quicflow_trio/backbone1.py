@@ -6,7 +6,6 @@ protocol has no word for is not said: resuming, credentials, goodbye, cancellati
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import final
 
@@ -16,7 +15,6 @@ from .dialect import Host
 from .errors import RemoteProtocolError
 from .exchanges import STREAMS, Exchanges, now_ms
 from .link import Link
-from .liveness import BeginningFrame
 from .protocol.backbone1 import FIRST_FRAME, NO_CLIENT_ID, PAYLOAD, FrameIntake, Oversized, close_of, meaning_of
 from .protocol.handshake import BACKBONE1, Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -127,9 +125,10 @@ class Backbone1:
         elif self._exchanges is not None:
             self._exchanges.handle_stop(event.stream_id)
 
-    def beginning(self) -> Iterable[BeginningFrame]:
-        """Return the frames of which a part has come."""
-        return () if self._exchanges is None else self._exchanges.beginning()
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come."""
+        return self._exchanges is not None and self._exchanges.begun
 
     def recheck_credit(self) -> None:
         """Look again at what the peer's stream limit held back."""

@@ -227,18 +227,17 @@ async def open_client(
         client_id: the id to be known by, 1 to 256 bytes of printable text. A newer connection with the same id takes over.
         tls: None verifies the server against the public authorities.
         credentials: for the server's authenticator; a function is asked for fresh ones at each attempt, and before they expire.
-        protocol: ``"quicflow/2"``, or ``"quic-backbone-v1"`` for servers of the original; ``"auto"`` offers both, and the server chooses.
-            See the README for what quic-backbone-v1 cannot do.
+        protocol: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's; see the README), or ``"auto"`` to let the server choose.
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
         hooks: async functions to be called on events.
         network: None is a UDP socket of its own, `open_endpoint` gives a shared one; a `testing.MemoryNetwork` or its host in tests.
 
     The block starts at once: the first send or request waits for the connection. A lost connection is opened again, for ever, with
-    backoff, and the session goes on there: what was lost of messages and acks goes out again, handlers run once, and calls do not
-    notice. It ends with the server's process, after ``ServerConfig.session_ttl`` without a connection, or when one side closes it:
-    then see `Delivery`. Leaving the block normally finishes what is under way within ``config.close_grace``, over another connection
-    if there is none just then, and says goodbye; cancellation or an exception only says goodbye. An exception of the block leaves it as itself, never in an ExceptionGroup.
+    backoff, and the session goes on there: what was lost goes out again, handlers run once, calls do not notice. It ends with the
+    server's process, after ``ServerConfig.session_ttl`` without a connection, or when one side closes it: then see `Delivery`. Leaving
+    the block normally finishes what is under way within ``config.close_grace``, also over another connection, and says goodbye;
+    cancellation or an exception only says goodbye. An exception of the block leaves it as itself, never in an ExceptionGroup.
 
     Raises:
         ConfigurationError: at once, when an argument is out of range.
@@ -262,7 +261,6 @@ async def open_client(
                         client._supervisor.end(partial(ConnectionClosed, "the client was closed"))
         finally:
             client._supervisor.set_state(ClientState.IDLE, "closed")
-            client._link.dispatcher.stop()
             client._link.release()
             client._events.close()
     if client._supervisor.refusal is not None and not client._supervisor.refusal_seen:

@@ -27,6 +27,9 @@ Protocol: TypeAlias = Literal["auto", "quicflow/2", "quic-backbone-v1"]
 PROTOCOLS = get_args(Protocol)
 """Message protocols that can be chosen; ``auto`` offers both, quicflow/2 first."""
 
+CONGESTION = ("reno", "lossy")
+"""Congestion controls that can be chosen."""
+
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
 
@@ -63,8 +66,8 @@ class Limits:
         outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait. As many again are kept after they were
             written, until the peer has received them (handled them, with `Delivery.REDELIVER`), to be sent again after a reconnect: a
             lane writes no more than this per round trip. It is also how many bytes of acks may wait to be written before a lane starts
-            no further handler. Acks that have left are kept until the peer confirms them; a peer that leaves four times as many
-            unconfirmed (1 MiB at least) and then reconnects loses its session.
+            no further handler. Acks that have left are kept until the peer confirms them, up to 1 MiB of them. Our own peers confirm
+            them long before; one that does not, and then reconnects, loses its session.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
         initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
@@ -111,6 +114,7 @@ class _PeerConfig:
     workers: int = 64
     close_grace: float = 3.0
     datagram_size: int = 1200
+    congestion: Literal["reno", "lossy"] = "reno"
     engine: str = "aioquic"
     v1_results: Literal["plain", "json"] = "plain"
     limits: Limits = field(default_factory=Limits)
@@ -131,6 +135,11 @@ class _PeerConfig:
         _check(self, "workers", 1, 100_000, whole=True)
         _check(self, "close_grace", 0, 3600)
         _check(self, "datagram_size", 1200, 16_000, whole=True)
+        if self.congestion not in CONGESTION or (self.congestion != "reno" and self.engine == "qh3"):
+            allowed = ", ".join(CONGESTION if self.engine != "qh3" else CONGESTION[:1])
+            raise ConfigurationError(
+                f"{type(self).__name__}.congestion = {self.congestion!r}: expected one of {allowed} with the engine {self.engine}"
+            )
         if self.engine not in ENGINES:
             raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
         if self.v1_results not in ("plain", "json"):
@@ -149,8 +158,8 @@ class ClientConfig(_PeerConfig):
 
     Attributes:
         heartbeat_interval: seconds between pings; the server's, when that is shorter.
-        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; in as long a frame that has
-            begun must bring its end, or 128 bytes for each of them.
+        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; while a frame is incomplete,
+            seconds in which it must bring 32 bytes each.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
         authenticate_timeout: seconds that a function given as ``credentials`` may take.
@@ -164,8 +173,12 @@ class ClientConfig(_PeerConfig):
         workers: handlers that may run at once (each lane can always run one).
         close_grace: seconds that leaving ``open_client`` may take to flush, finish handlers and say goodbye.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
+        v1_results: see `ServerConfig`.
         limits: see `Limits`.
     """
 
@@ -199,6 +212,9 @@ class ServerConfig(_PeerConfig):
         workers: handlers that may run at once for one session (each lane can always run one).
         close_grace: seconds that ``aclose`` may take to say goodbye to every client.
         datagram_size: UDP payload of the packets sent, bytes; above 1,200 only on links known to carry them.
+        congestion: ``"reno"`` is fair to others on the same links (RFC 9002). ``"lossy"`` is for links that lose packets whatever one
+            sends, over the air for one: 32 packets may always be in flight, and probes are at most a second apart. Set it on both
+            sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
         session_ttl: seconds that a session is kept after its connection was lost, for its client to resume it with the token that it
@@ -211,6 +227,14 @@ class ServerConfig(_PeerConfig):
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
             None makes a key for this process only.
+        protocol: the message protocols that it speaks: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's), or ``"auto"`` for both.
+        v1_duplicates: what becomes of a client of quic-backbone-v1 whose id is connected already: it takes over (``"replace"``), as with
+            quicflow/2, or is told ``failed to create session`` and may try again (``"refuse"``), as the original does.
+        allow_unauthenticated_v1: clients of quic-backbone-v1 can show no credentials. Where there is an authenticator, it is asked about
+            those only whose client certificate names their id; the others are refused, or with True taken with every permission. None
+            of them ever takes over the session of a client of quicflow/2 that has shown credentials.
+        v1_results: how results go to peers of quic-backbone-v1: as they are (``"plain"``), or as ``"json"``, which is
+            ``{"msg_id": ..., "status": ..., "result": base64}``. Both are read.
         rate: how much each client may send, unless its identity says otherwise; None does not limit it.
         limits: see `Limits`.
     """

@@ -319,11 +319,9 @@ class Connection:
     # -- streams in ------------------------------------------------------------------------------------------------
     def _look_at_frames(self, now: float) -> None:
         """Close the connection when a frame has begun and does not go on; see `liveness`."""
-        if self._dialect is None:
-            return
-        stuck = self._frames.look(now, self._dialect.beginning())
-        if stuck is not None and self.state in (ConnectionState.OPEN, ConnectionState.DRAINING):
-            self._heartbeat_failed(now, f"stream {stuck.stream_id} has a frame that does not go on")
+        begun = self._dialect is not None and self._dialect.begun
+        if self._frames.look(now, self.bytes_received, begun=begun) and self.state > ConnectionState.HELLO:
+            self._heartbeat_failed(now, "a frame has begun and does not go on")
 
     def _rare_event(self, event: EngineEvent) -> None:
         match event:

@@ -6,12 +6,10 @@ wire translates: see `backbone1`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from .config import Limits
 from .link import Link
-from .liveness import BeginningFrame
 from .observe.instruments import Instruments
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -77,8 +75,9 @@ class Dialect(Protocol):
             ProtocolError: the peer may not do that.
         """
 
-    def beginning(self) -> Iterable[BeginningFrame]:
-        """Return the frames of which a part has come, but for those that this side itself may hold back."""
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come that this side does not hold back itself."""
 
     def recheck_credit(self) -> None:
         """Look again at what had run out of credit."""

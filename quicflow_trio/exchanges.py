@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -17,7 +16,6 @@ import trio
 from .dialect import Host
 from .errors import LaneLimitReached, LocalProtocolError
 from .link import Link
-from .liveness import BeginningFrame
 from .protocol.backbone1 import FOREIGN, FrameIntake, Oversized, ack_of, answer_of, id_from_text, id_to_text
 from .protocol.credit import RETURN_WINDOW
 from .protocol.lane_receiver import LaneReceiver
@@ -316,14 +314,11 @@ class Exchanges:
             self._lane.answer(outgoing, answer_of(frame, stream.msg_id, outgoing.seq), trio.current_time())
             self._counters.acks_late += self._lane.acks_ignored - late
 
-    def beginning(self) -> Iterator[BeginningFrame]:
-        """Yield the frames of which a part has come."""
-        for stream_id, inbound in self._in.items():
-            if inbound.intake is not None and inbound.arrived:
-                yield BeginningFrame(stream_id, 0, inbound.arrived)
-        for stream_id, outbound in self._out.items():
-            if outbound.intake is not None and outbound.arrived:
-                yield BeginningFrame(stream_id, 0, outbound.arrived)
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come."""
+        streams = (self._in, self._out)
+        return any(stream.intake is not None and stream.arrived for side in streams for stream in side.values())
 
     # -- out: what waits ---------------------------------------------------------------------------------------------
     def ping(self) -> None:
@@ -383,6 +378,9 @@ class Exchanges:
             self._finish(stream)
             self._forget(stream)
         link.account(receiver)
+        # What waits for handlers is not given back to the peer; when the whole process holds much, nor is a part of the rest.
+        spare = self._limits.lane_window - window
+        self._engine.hold(receiver.held_bytes + spare * self._limits.lanes)
         if stalled:
             link.dispatcher.resume(receiver)
 

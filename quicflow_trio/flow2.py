@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import final
 
 import trio
@@ -11,7 +10,6 @@ from .dialect import Host
 from .errors import RemoteProtocolError
 from .lanes import LaneStreams
 from .link import Link
-from .liveness import BeginningFrame
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import ALPN, Terms
 from .protocol.lane_receiver import LaneReceiver
@@ -76,13 +74,10 @@ class Flow2:
         what = "was reset" if isinstance(event, StreamReset) else "is read no more"
         raise RemoteProtocolError(f"stream {event.stream_id} {what}")
 
-    def beginning(self) -> Iterable[BeginningFrame]:
-        """Return the frames of which a part has come."""
-        control = self._control.partial
-        frames = [BeginningFrame(CONTROL_STREAM, self._control_arrived - control, control)] if control else []
-        if self._lanes is not None:
-            frames += self._lanes.beginning()
-        return frames
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come."""
+        return self._control.partial > 0 or (self._lanes is not None and self._lanes.begun)
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""

@@ -292,6 +292,7 @@ class Supervisor:
                 streams=limits.lanes,
             ),
             datagram_size=config.datagram_size,
+            congestion=config.congestion,
             probes=endpoint.probes,
         )
         engine.connect(address, trio.current_time())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, final
 import trio
 from cyclopts import App, Parameter, validators
 
-from ..simulate import Scenario, Verdict, make_schedule
+from ..simulate import Scenario, Verdict, make_schedule, make_settings
 from ..simulate.figures import add
 from ..simulate.pool import Pool, open_pool
 from ..simulate.shrink import shrink
@@ -30,8 +30,10 @@ __all__ = ["app"]
 EPILOGUE = """A server and its clients run on a network in memory, in virtual time. One seed
 decides the traffic and the faults: loss, delay, jitter, duplication, reordering,
 corruption, partitions, new addresses, kills and restarts, slow and stuck
-handlers, slow readers, cancelled callers, clock jumps. Everything that happens
-is recorded, and the record is held against what the README promises.
+handlers, slow readers, cancelled callers, clock jumps. It also decides how the
+programs are set up: heartbeats, redelivery, credentials that expire, what becomes
+of messages for a client that is away. Everything that happens is recorded, and
+the record is held against what the README promises.
 
 The same seed gives the same history, on any machine: its hash is shown. A seed
 that breaks the promise is run again with fewer and fewer of its faults, and the
@@ -237,7 +239,7 @@ class Run:
             *((f"  {rule}", f"{number:,}") for rule, number in rules.items()),
         ]
         if len(self.verdicts) == 1:
-            rows.insert(1, ("history", self.verdicts[0].digest))
+            rows[1:1] = [("settings", str(make_settings(self.scenarios[0].seed))), ("history", self.verdicts[0].digest)]
         for row in rows:
             table.add_row(*row)
         return table

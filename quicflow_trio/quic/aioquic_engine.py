@@ -43,6 +43,7 @@ def client_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",
     probes: ProbeBudget | None = None,
 ) -> AioquicEngine:
     """Make the client side of a connection; `AioquicEngine.connect` starts it.
@@ -54,10 +55,11 @@ def client_engine(
         idle_timeout: seconds without any packet after which the connection ends.
         windows: receive credit that the server starts with.
         datagram_size: UDP payload of the packets sent, bytes.
+        congestion: name of the congestion control, see `congestion`.
         probes: what all connections on the socket take their probes from; None for no limit.
     """
     configuration = tls.client_configuration(
-        server_name=server_name, alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size
+        server_name=server_name, alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size, congestion=congestion
     )
     return AioquicEngine(HardenedConnection({0: configuration}, windows, probes=probes))
 
@@ -70,6 +72,7 @@ def server_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",
     probes: ProbeBudget | None = None,
     retry_source_id: bytes | None = None,
     reset_key: ResetKey | None = None,
@@ -83,11 +86,14 @@ def server_engine(
         idle_timeout: seconds without any packet after which the connection ends.
         windows: receive credit that the client starts with.
         datagram_size: UDP payload of the packets sent, bytes.
+        congestion: name of the congestion control, see `congestion`.
         probes: what all connections on the socket take their probes from; None for no limit.
         retry_source_id: after a Retry, the destination id in that datagram; the client's address counts as validated then.
         reset_key: makes the tokens by which the client will know a server that has lost the connection; None makes up random ones.
     """
-    configurations = tls.server_configurations(alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size)
+    configurations = tls.server_configurations(
+        alpn=alpn, idle_timeout=idle_timeout, datagram_size=datagram_size, congestion=congestion
+    )
     return AioquicEngine(
         HardenedConnection(
             configurations,
@@ -330,6 +336,12 @@ class AioquicEngine:
         if not core._network_paths:
             core.end_unheard()
         self._touch()
+
+    def hold(self, size: int) -> None:
+        """See `Engine.hold`."""
+        if size < self._core.held:
+            self._touch()
+        self._core.held = size
 
     def raise_stream_limit(self, streams: int) -> None:
         """Let the peer have ``streams`` bidirectional streams open at once; never lowers."""

@@ -28,6 +28,7 @@ class EngineMaker(Protocol):
         idle_timeout: float,
         windows: Windows,
         datagram_size: int = 1200,
+        congestion: str = "reno",
         probes: ProbeBudget | None = None,
     ) -> Engine:
         """Make the client side of a connection."""
@@ -41,6 +42,7 @@ class EngineMaker(Protocol):
         idle_timeout: float,
         windows: Windows,
         datagram_size: int = 1200,
+        congestion: str = "reno",
         probes: ProbeBudget | None = None,
         retry_source_id: bytes | None = None,
         reset_key: ResetKey | None = None,

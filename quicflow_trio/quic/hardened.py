@@ -32,6 +32,7 @@ from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from .congestion import LOSSY
 from .engine import STATELESS_RESET, ConnectionIdIssued, ResetTokenLearned
 from .lean import drop_handshake, make_lean
 from .limits import (
@@ -40,6 +41,8 @@ from .limits import (
     KEY_UPDATE_BURST,
     KEY_UPDATE_INTERVAL,
     KEY_UPDATES_PER_SECOND,
+    LOSSY_PROBE_INTERVAL,
+    LOSSY_PTO_DOUBLINGS,
     MAX_CRYPTO_BYTES,
     MAX_CRYPTO_FRAMES,
     MAX_PENDING_RANGES,
@@ -124,6 +127,9 @@ class HardenedConnection(LeanSender):
         self.peer_certificate: bytes | None = None
         self.wrote: bool = False
         self.probe_denied: bool = False
+        lossy = configurations[0].congestion_control_algorithm == LOSSY
+        # How far the interval between probes may grow, seconds, and how many doublings it may have at any rate.
+        self._probing = (LOSSY_PROBE_INTERVAL, LOSSY_PTO_DOUBLINGS) if lossy else (MAX_PROBE_INTERVAL, MAX_PTO_DOUBLINGS)
         self._ack_delay = ACK_DELAY
         self._heard = 0
         # The one in use, once there has been a choice.
@@ -366,9 +372,10 @@ class HardenedConnection(LeanSender):
         # Stock doubles without end: after a minute of loss the next probe is a minute away, while heartbeats wait. Yet the interval must
         # be able to outgrow the round trip: stock forgets a packet once a probe has repeated it, so an ack that takes longer than the
         # interval acknowledges nothing, and gives no sample of the round trip that would make the interval longer.
-        if self._handshake_confirmed and loss._pto_count > MAX_PTO_DOUBLINGS:
-            doublings = math.log2(MAX_PROBE_INTERVAL / loss.get_probe_timeout())
-            loss._pto_count = min(loss._pto_count, max(math.floor(doublings), MAX_PTO_DOUBLINGS))
+        longest, least = self._probing
+        if self._handshake_confirmed and loss._pto_count > least:
+            doublings = math.log2(longest / loss.get_probe_timeout())
+            loss._pto_count = min(loss._pto_count, max(math.floor(doublings), least))
 
     def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
         """Close with a reason that fits into every packet it is written to."""

@@ -12,6 +12,8 @@ __all__ = [
     "KEY_UPDATE_BURST",
     "KEY_UPDATE_INTERVAL",
     "MAX_CRYPTO_BYTES",
+    "LOSSY_PROBE_INTERVAL",
+    "LOSSY_PTO_DOUBLINGS",
     "MAX_CRYPTO_FRAMES",
     "MAX_PENDING_RANGES",
     "MAX_PROBE_INTERVAL",
@@ -37,6 +39,11 @@ MAX_PROBE_INTERVAL: Final = 4.0
 
 MAX_PTO_DOUBLINGS: Final = 3
 """Doublings that are allowed at any rate, however long the probe time-out is."""
+
+LOSSY_PROBE_INTERVAL: Final = 1.0
+"""The same two for the ``lossy`` congestion control: where most of the probes are lost, they must not become rare."""
+
+LOSSY_PTO_DOUBLINGS: Final = 1
 
 ACK_DELAY: Final = 0.01
 """Seconds that the ACK of a single packet waits for something to go with it. We announce 25 ms (RFC 9000 section 13.2.1)."""

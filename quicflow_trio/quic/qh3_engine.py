@@ -36,6 +36,7 @@ def client_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",  # noqa: ARG001  the configuration allows no other
     probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
 ) -> Qh3Engine:
     """Make the client side of a connection; arguments as for `aioquic_engine.client_engine`.
@@ -57,6 +58,7 @@ def server_engine(
     idle_timeout: float,
     windows: Windows,
     datagram_size: int = 1200,
+    congestion: str = "reno",  # noqa: ARG001  the configuration allows no other
     probes: ProbeBudget | None = None,  # noqa: ARG001  its core sends them by itself
     retry_source_id: bytes | None = None,
     reset_key: ResetKey | None = None,
@@ -164,6 +166,9 @@ class Qh3Engine(Qh3Driver):
         stream = self._streams.get(stream_id)
         if stream is not None and not stream.over:
             self._command("stop_sending", stream_id, code)
+
+    def hold(self, size: int) -> None:
+        """Change nothing: the core gives credit by itself."""
 
     def raise_stream_limit(self, streams: int) -> None:
         """Change nothing: the core keeps to what the handshake said."""

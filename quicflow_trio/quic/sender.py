@@ -58,8 +58,10 @@ class LeanSender(QuicConnection):
 
     Attributes:
         wrote: true when stream data was written since the last transmit.
+        held: bytes that have come and are not given back as credit of the connection yet.
     """
 
+    held: int = 0
     _windows: Windows
     _shrunk: dict[int, int]
 
@@ -110,7 +112,7 @@ class LeanSender(QuicConnection):
     def _data_limit_due(self, *, alone: bool) -> bool:
         # Stock doubles this one too. Received + a constant holds the peer to the sum of its streams, which the constant exceeds.
         data, window = self._local_max_data, self._windows.connection
-        data.value = data.used + window
+        data.value = max(data.value, data.used + window - self.held)
         fresh = data.value - data.sent
         return fresh * 4 >= window or (not alone and fresh * 8 >= window)
 

@@ -120,35 +120,42 @@ class TLSContext:
         self._server_configurations = lru_cache(maxsize=4)(self._make_server_configurations)
 
     def client_configuration(
-        self, *, server_name: str, alpn: Sequence[str], idle_timeout: float, datagram_size: int
+        self, *, server_name: str, alpn: Sequence[str], idle_timeout: float, datagram_size: int, congestion: str = "reno"
     ) -> QuicConfiguration:
         """Return the settings of one connection attempt; the server's name given in `TLSConfig` comes before ``server_name``."""
         name = self.server_name or server_name
-        return self._make_configuration(tuple(alpn), idle_timeout, datagram_size, SUPPORTED_VERSIONS[:1], name)
+        return self._make_configuration(tuple(alpn), idle_timeout, datagram_size, congestion, SUPPORTED_VERSIONS[:1], name)
 
     def server_configurations(
-        self, *, alpn: Sequence[str], idle_timeout: float, datagram_size: int
+        self, *, alpn: Sequence[str], idle_timeout: float, datagram_size: int, congestion: str = "reno"
     ) -> Mapping[int, QuicConfiguration]:
         """Return the settings of a server's connections by QUIC version, 0 holding the one for the first packet.
 
         The same objects come back for the same arguments: all connections share them.
         """
-        return self._server_configurations(tuple(alpn), idle_timeout, datagram_size)
+        return self._server_configurations(tuple(alpn), idle_timeout, datagram_size, congestion)
 
     def _make_server_configurations(
-        self, alpn: tuple[str, ...], idle_timeout: float, datagram_size: int
+        self, alpn: tuple[str, ...], idle_timeout: float, datagram_size: int, congestion: str
     ) -> Mapping[int, QuicConfiguration]:
-        any_version = self._make_configuration(alpn, idle_timeout, datagram_size, SUPPORTED_VERSIONS, None)
+        any_version = self._make_configuration(alpn, idle_timeout, datagram_size, congestion, SUPPORTED_VERSIONS, None)
         configurations = {0: any_version}
         for version in SUPPORTED_VERSIONS:
             configurations[version] = dataclasses.replace(any_version, supported_versions=[version])
         return configurations
 
     def _make_configuration(
-        self, alpn: tuple[str, ...], idle_timeout: float, datagram_size: int, versions: tuple[int, ...], server_name: str | None
+        self,
+        alpn: tuple[str, ...],
+        idle_timeout: float,
+        datagram_size: int,
+        congestion: str,
+        versions: tuple[int, ...],
+        server_name: str | None,
     ) -> QuicConfiguration:
         return QuicConfiguration(
             alpn_protocols=list(alpn),
+            congestion_control_algorithm=congestion,
             connection_id_length=CONNECTION_ID_LENGTH,
             idle_timeout=idle_timeout,
             is_client=self.is_client,

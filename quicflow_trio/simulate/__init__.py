@@ -3,8 +3,8 @@
 One `Scenario` (a seed, hours, clients, how many faults) gives one schedule of faults, one traffic, one history, every time. The layers,
 left to right, none looks back::
 
-    history, schedule <- rules <- checker        what happened; what may happen; what must hold (no IO)
-    clocks, handlers, traffic, watch <- world    the library under test in a network in memory
+    history, schedule <- rules <- index <- checker           what happened; what may happen; what must hold (no IO)
+    settings, clocks, handlers, traffic, inspect <- world    the library under test in a network in memory
     world, checker <- run <- shrink              one seed to one verdict; the fewest faults that still break it
     run <- worker <- pool <- report              many seeds over the cores
 """
@@ -16,6 +16,7 @@ from .history import History, Record
 from .rules import PROMISE, Promise
 from .run import Verdict, simulate
 from .schedule import Fault, Scenario, make_schedule
+from .settings import Settings, make_settings
 
 __all__ = [
     "PROMISE",
@@ -24,9 +25,11 @@ __all__ = [
     "Promise",
     "Record",
     "Scenario",
+    "Settings",
     "Verdict",
     "Violation",
     "check",
     "make_schedule",
+    "make_settings",
     "simulate",
 ]

@@ -172,7 +172,7 @@ def _lost(index: Index, beginning: Record, end: Record) -> bool:
     if beginning.redeliver and beginning.host != SERVER:
         return False  # The client keeps it until it is handled, or its own end.
     promise = index.promise
-    since = beginning.at - promise.session_ttl
+    since = beginning.at - promise.unnoticed_seconds
     if not any(index.disconnects(beginning.host, end.peer, since - promise.slack, end.at + promise.slack)):
         return False
     if not promise.survives_reconnect or index.parted(beginning.host, end.peer, beginning.at, end.at):

@@ -25,6 +25,8 @@ class Promise:
         session_ttl: seconds that a session is kept without a connection.
         handler_timeout: seconds after which a handler is cancelled.
         session_ends: reasons of a connection's end that are the end of its session, too.
+        unnoticed_seconds: seconds that calls may still begin in a session whose other process has been restarted: until this side has
+            noticed, and come back.
         calm_seconds: seconds without any fault after which a connection that stands must carry an answer before its time-out: each side
             has noticed by then that the other was restarted.
         back_within: seconds within which a client is connected while both processes run and nothing is wrong.
@@ -42,6 +44,7 @@ class Promise:
     session_ttl: float = 120.0
     handler_timeout: float = 10.0
     session_ends: frozenset[str] = frozenset({"normal", "shutdown", "session_replaced"})
+    unnoticed_seconds: float = 120.0
     calm_seconds: float = 75.0
     back_within: float = 75.0
     slack: float = 1.0

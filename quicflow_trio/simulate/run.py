@@ -83,7 +83,7 @@ def simulate(scenario: Scenario, promise: Promise = PROMISE) -> Verdict:
     started = time.process_time()
     clock = VirtualClock()
     settings = make_settings(scenario.seed)
-    promise = replace(promise, guarded=settings.valid_for is not None)
+    promise = replace(promise, guarded=settings.valid_for is not None, session_ttl=settings.session_ttl)
     with TemporaryDirectory() as keys, seeded(scenario.seed), simulated_wall_clock(clock) as wall:
         world = World(scenario, settings, promise, clock, wall, Path(keys) / "reset.key")
         try:

@@ -37,6 +37,7 @@ class Settings:
         reset_key: whether the server's stateless resets survive its restarts.
         valid_for: seconds that a client's credentials are good for; None where nobody asks for any.
         redeliver: share of the messages that may be redelivered.
+        session_ttl: seconds that a session is kept without a connection.
     """
 
     heartbeat: tuple[float, float]
@@ -44,6 +45,19 @@ class Settings:
     reset_key: bool
     valid_for: float | None
     redeliver: float
+    session_ttl: float
+
+    def __str__(self) -> str:
+        interval, timeout = self.heartbeat
+        parts = [
+            f"heartbeat {interval:g}/{timeout:g} s",
+            f"away: {self.away}",
+            "reset key" if self.reset_key else "no reset key",
+            "no credentials" if self.valid_for is None else f"credentials for {self.valid_for:.0f} s",
+            f"{self.redeliver:.0%} redelivered",
+            f"sessions kept for {self.session_ttl:g} s",
+        ]
+        return ", ".join(parts)
 
     def client(self, promise: Promise, seed: int) -> ClientConfig:
         """Return the configuration of a client."""
@@ -66,7 +80,7 @@ class Settings:
             handler_timeout=promise.handler_timeout,
             heartbeat_interval=interval,
             heartbeat_timeout=timeout,
-            session_ttl=promise.session_ttl,
+            session_ttl=self.session_ttl,
             away=self.away,
             reset_key_file=reset_key if self.reset_key else None,
         )
@@ -81,6 +95,8 @@ def make_settings(seed: int) -> Settings:
         reset_key=rng.random() < 0.5,
         valid_for=rng.uniform(120.0, 1200.0) if rng.random() < 0.3 else None,
         redeliver=rng.choice((0.0, 0.2, 0.5)),
+        # The shorter one is shorter than many a partition.
+        session_ttl=rng.choice((30.0, 120.0, 120.0)),
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import ClientConfig, Delivery, DisconnectEvent, DisconnectReason, Message
+from quicflow_trio import ClientConfig, Delivery, DisconnectEvent, DisconnectReason, Message, MessageType, Request, Router
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import echo_router, open_world, seeded
 from quicflow_trio.wire import Welcome
@@ -67,6 +68,33 @@ async def test_a_session_outlives_a_welcome_that_does_not_come(autojump_clock: M
             third.open(replace(hello(), session_token=token))
             assert (await third.frame(Welcome)).resumed
             assert world.server.sessions["raw"] is session
+
+
+@pytest.mark.parametrize("ack_timeout", [None, 10.0])
+async def test_broadcasts_leave_in_the_order_in_which_they_are_begun(
+    autojump_clock: MockClock, ack_timeout: float | None
+) -> None:
+    # Each yielded before it took its place in the outboxes: of two begun at the same time either could be the first.
+    received: list[bytes] = []
+    router = Router()
+
+    @router.on(MessageType.EVENT)
+    async def take(request: Request) -> None:
+        received.append(request.message.payload)
+
+    begun: list[bytes] = []
+    with seeded(1):
+        async with open_world(client_router=router) as world:
+
+            async def begin(payload: bytes) -> None:
+                begun.append(payload)
+                await world.server.broadcast(Message.event(payload), ack_timeout=ack_timeout)
+
+            async with trio.open_nursery() as nursery:
+                for number in range(20):
+                    nursery.start_soon(begin, b"%d" % number)
+            await until(lambda: len(received) == 20)
+    assert received == begun
 
 
 async def test_a_client_that_is_closed_leaves_no_timer(autojump_clock: MockClock) -> None:
