@@ -215,9 +215,14 @@ async def test_messages_before_the_pong_are_taken() -> None:
 
 async def test_a_server_that_refuses_is_not_asked_again() -> None:
     async with open_peer("server", refuse="client ID is required") as peer:
-        async with open_client("127.0.0.1", peer.port, client_id=NAME, tls=throwaway_tls()[1], protocol=V1) as client:
+        again_soon = ClientConfig(backoff_initial=0.05)
+        async with open_client(
+            "127.0.0.1", peer.port, client_id=NAME, tls=throwaway_tls()[1], protocol=V1, config=again_soon
+        ) as client:
             with trio.fail_after(20), pytest.raises(ConnectionRefused, match="client ID is required"):
                 await client.wait_connected()
+            await peer.wait("closed")
+            await trio.sleep(0.5)
         assert len([words for words in peer.events if words["event"] == "closed"]) == 1
 
 

@@ -37,6 +37,7 @@ class Original:
         unacked: after them, messages without an ack, each way.
         cuts: connections that end meanwhile, every second one without a word.
         inflight: messages under way at a time, each way.
+        warm: messages each way before any is counted, so that both sides have the memory that they need at all.
         size: bytes of payload.
         timed: requests from our server whose speed is measured.
         rate: of them, acked in a second, at least.
@@ -49,6 +50,7 @@ class Original:
     unacked: int = 100_000
     cuts: int = 10
     inflight: int = 64
+    warm: int = 2000
     size: int = 100
     timed: int = 10_000
     rate: float = 1500.0
@@ -145,9 +147,8 @@ class _Talk:
     async def warm_up(self) -> None:
         """Let both sides take the memory that they need at all, what a reconnect takes included."""
         for wait_ack in (True, False):
-            await self._send_both_ways(count=1000, wait_ack=wait_ack, first=WARM)
+            await self._send_both_ways(count=self._settings.warm // 2, wait_ack=wait_ack, first=WARM)
         await self._cut(quiet=False)
-        await self._send_both_ways(count=500, first=WARM)
 
     async def _cut(self, *, quiet: bool) -> None:
         connects = self._connects()

@@ -32,7 +32,7 @@ SHORT: dict[str, tuple[Callable[..., Awaitable[None]], Any]] = {
 
 
 # How fast it is, and what a few messages leave behind, is for the long run to say.
-V1 = original.Original(messages=600, cuts=2, unacked=600, timed=300, rate=1, growth=10_000)
+V1 = original.Original(messages=600, cuts=2, warm=100, unacked=600, timed=300, rate=1, growth=10_000)
 
 
 async def run(proof: Callable[..., Awaitable[None]], settings: Any, folder: Path) -> Report:
