@@ -118,7 +118,7 @@ async def test_a_late_fin_is_never_consumed_and_message_1001_waits_for_ever() ->
 
 
 ANSWERS: dict[str, dict[str, Any]] = {
-    "ack": {"frame": "ack", "status": wire.SUCCESS, "raw": b"hi".hex()},
+    "ack": {"frame": "ack", "status": wire.SUCCESS, "raw": b"hi".hex(), "result": None},
     "bare": {"frame": "ack", "status": wire.SUCCESS, "raw": ""},
     "response": {"frame": "response", "status": wire.SUCCESS, "raw": b"hi".hex(), "result": None},
     "json": {"frame": "response", "status": wire.SUCCESS, "result": b"hi".hex()},

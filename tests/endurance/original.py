@@ -22,6 +22,7 @@ V1 = "quic-backbone-v1"
 NAME = "c1"
 HEARTBEATS = {"heartbeat_interval": 0.25, "heartbeat_timeout": 1.5}
 """Seconds, of our side: a connection that vanished is noticed soon."""
+FIRST_TOLD = 2_000_000
 FIRST_TIMED = 5_000_000
 WARM = 8_000_000
 
@@ -33,23 +34,27 @@ class Original:
 
     Attributes:
         messages: each way, with our side as the server and again as the client; half of them want an ack.
+        unacked: after them, messages without an ack, each way.
         cuts: connections that end meanwhile, every second one without a word.
         inflight: messages under way at a time, each way.
+        warm: messages each way before any is counted, so that both sides have the memory that they need at all.
         size: bytes of payload.
         timed: requests from our server whose speed is measured.
         rate: of them, acked in a second, at least.
-        growth: bytes of memory that a message may leave behind, on our side.
+        growth: bytes of memory that a message may leave behind, on either side, once half of them are through.
         stack: under the original's peer: ``aioquic`` or ``qh3``.
         baseline: measure the original's peer with itself instead of ours.
     """
 
     messages: int = 10_000
+    unacked: int = 100_000
     cuts: int = 10
     inflight: int = 64
+    warm: int = 2000
     size: int = 100
     timed: int = 10_000
     rate: float = 1500.0
-    growth: float = 200.0
+    growth: float = 100.0
     stack: str = "aioquic"
     baseline: bool = False
 
@@ -61,6 +66,7 @@ async def prove(settings: Original, folder: Path, bar: Bar, report: Report) -> N
             talk = _Talk(settings, role, ours, theirs, report, bar)
             await talk.warm_up()
             await talk.exchange()
+            await talk.tell()
             if role == "server":
                 await talk.time()
 
@@ -86,6 +92,29 @@ async def _open_sides(settings: Original, role: str) -> AsyncIterator[tuple[Peer
         yield (server, client) if role == "server" else (client, server)
         await client.stop()
         await server.stop()
+
+
+class _Memory:
+    """What both sides took after each portion of so many messages, both ways together."""
+
+    def __init__(self, messages: int) -> None:
+        self._messages = messages
+        self._samples: list[dict[PeerProcess, int]] = []
+
+    def note(self, figures: dict[PeerProcess, dict[str, Any]]) -> None:
+        """Take a sample."""
+        self._samples.append({side: words["memory"] for side, words in figures.items()})
+
+    def grown(self, side: PeerProcess) -> float:
+        """Return by how many bytes it has grown with each message of the second half."""
+        half = len(self._samples) // 2
+        portions = len(self._samples) - half
+        before = self._samples[half - 1][side] if half else self._samples[0][side]
+        return (self._samples[-1][side] - before) / (self._messages * portions / len(self._samples))
+
+    def last(self, side: PeerProcess) -> int:
+        """Return what it took at the end."""
+        return self._samples[-1][side]
 
 
 class _Talk:
@@ -118,9 +147,8 @@ class _Talk:
     async def warm_up(self) -> None:
         """Let both sides take the memory that they need at all, what a reconnect takes included."""
         for wait_ack in (True, False):
-            await self._send_both_ways(count=1000, wait_ack=wait_ack, first=WARM)
+            await self._send_both_ways(count=self._settings.warm // 2, wait_ack=wait_ack, first=WARM)
         await self._cut(quiet=False)
-        await self._send_both_ways(count=500, first=WARM)
 
     async def _cut(self, *, quiet: bool) -> None:
         connects = self._connects()
@@ -134,9 +162,10 @@ class _Talk:
     async def exchange(self) -> None:
         """Send all messages, in portions with a cut in each, and hold what has become of them against the promise."""
         settings, report = self._settings, self._report
-        before = {side: await side.ask("figures") for side in (self._ours, self._theirs)}
+        before = await self._figures()
         outcome: dict[PeerProcess, Counter[str]] = {self._ours: Counter(), self._theirs: Counter()}
         stuck = 0
+        memory = _Memory(2 * settings.messages)
         portions = max(settings.cuts, 1)
         for portion in range(portions):
             first, end = (settings.messages * (portion + step) // portions for step in (0, 1))
@@ -146,13 +175,14 @@ class _Talk:
                 await self._cut(quiet=quiet)
 
             replies = await self._send_both_ways(
-                cut if settings.cuts else None, count=end - first, first=first, wait_ack=portion * 2 < portions, patience=60.0
+                cut if settings.cuts else None, count=end - first, first=first, wait_ack=portion % 4 < 2, patience=60.0
             )
             for side, reply in replies.items():
                 outcome[side].update(reply["outcome"])
                 stuck += reply["stuck"]
+            memory.note(await self._figures())
             self._bar.show(end, settings.messages, self._as)
-        after = {side: await side.ask("figures") for side in (self._ours, self._theirs)}
+        after = await self._figures()
         report.exactly(f"{self._as}: messages stuck", stuck, 0)
         for name, sender, receiver in (("sent", self._ours, self._theirs), ("received", self._theirs, self._ours)):
             counts = Counter(after[receiver]["received"])
@@ -160,15 +190,34 @@ class _Talk:
             cut_off = outcome[sender].pop("cut", 0)
             report.exactly(f"{self._as}: {name} with success", outcome[sender].pop("done", 0), settings.messages)
             report.exactly(f"{self._as}: different messages {name}", counts["different"], settings.messages)
-            report.at_most(f"{self._as}: {name} again beyond what was cut off", counts["repeated"] - cut_off, 0)
+            report.at_most(f"{self._as}: {name} twice", counts["repeated"], cut_off)
             report.figures[f"{self._as}: {name}, cut off and sent again"] = cut_off
             report.notes += [f"{self._as}, {name}: {count:,} times {what}" for what, count in outcome[sender].items()]
-        grown = {side: after[side]["memory"] - before[side]["memory"] for side in after}
-        each = 2 * settings.messages
-        report.at_most(f"{self._as}: memory grown, bytes a message", grown[self._ours] / each, settings.growth)
-        report.figures[f"{self._as}: memory, MB"] = after[self._ours]["memory"] / 1e6
-        report.figures[f"{self._as}: memory grown, MB"] = grown[self._ours] / 1e6
-        report.figures[f"{self._as}: the original's memory grown, MB"] = grown[self._theirs] / 1e6
+        self._report_memory("messages and cuts", memory)
+
+    async def tell(self) -> None:
+        """Send messages that want no ack, both ways, and look at the memory."""
+        memory = _Memory(2 * self._settings.unacked)
+        portions = 10
+        done = 0
+        for portion in range(portions):
+            first, end = (self._settings.unacked * (portion + step) // portions for step in (0, 1))
+            replies = await self._send_both_ways(count=end - first, first=FIRST_TOLD + first, wait_ack=False, patience=120.0)
+            done += sum(reply["outcome"].get("done", 0) for reply in replies.values())
+            memory.note(await self._figures())
+            self._bar.show(end, self._settings.unacked, f"{self._as}, without acks")
+        self._report.exactly(f"{self._as}: messages without an ack, both ways", done, 2 * self._settings.unacked)
+        if self._settings.unacked:
+            self._report_memory("without acks", memory)
+
+    async def _figures(self) -> dict[PeerProcess, dict[str, Any]]:
+        return {side: await side.ask("figures") for side in (self._ours, self._theirs)}
+
+    def _report_memory(self, what: str, memory: _Memory) -> None:
+        for side, whose in ((self._ours, ""), (self._theirs, "the original's ")):
+            where = f"{self._as}, {what}: {whose}memory"
+            self._report.at_most(f"{where} grown in the second half, bytes a message", memory.grown(side), self._settings.growth)
+            self._report.figures[f"{where}, MB"] = memory.last(side) / 1e6
 
     async def time(self) -> None:
         """Measure requests from our server."""

@@ -194,27 +194,23 @@ def _seen(frame: wire.Frame | None) -> dict[str, Any]:
         return {"frame": "none", "status": wire.FAILURE, "error": "no answer"}
     if frame.type == wire.ACK:
         answer = wire.read_ack(frame.payload)
-        return {
-            "frame": "ack",
-            "status": answer.status,
-            "error": answer.error,
-            "raw": answer.result.hex(),
-            "msg_id": answer.msg_id,
-        }
+        seen = {"frame": "ack", "status": answer.status, "error": answer.error, "raw": answer.result.hex()}
+        return {**seen, "msg_id": answer.msg_id, "result": _result(answer.result)}
     if frame.type != wire.DATA:
         return {"frame": "other", "status": wire.FAILURE, "error": f"an answer of type {frame.type}"}
     message = wire.read_data(frame.payload)
-    seen: dict[str, Any] = {"frame": "response", "status": wire.SUCCESS, "raw": message.payload.hex(), "msg_id": message.msg_id}
-    if message.type != wire.RESPONSE:
-        seen["status"] = wire.FAILURE
-        return seen
+    status = wire.SUCCESS if message.type == wire.RESPONSE else wire.FAILURE
+    raw, result = message.payload.hex(), _result(message.payload)
+    return {"frame": "response", "status": status, "raw": raw, "msg_id": message.msg_id, "result": result}
+
+
+def _result(payload: bytes) -> str | None:
+    """Return the result (hex) from ``{"msg_id", "status", "result": base64}``; None where there is something else."""
     try:
-        form = json.loads(message.payload)
-        seen["result"] = base64.b64decode(form["result"], validate=True).hex()
-        seen["json"] = form
-    except (ValueError, KeyError, TypeError):
-        seen["result"] = None
-    return seen
+        form = json.loads(payload)
+        return base64.b64decode(form["result"], validate=True).hex() if {"msg_id", "status"} <= form.keys() else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class Client(Peer):
