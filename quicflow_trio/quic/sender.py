@@ -172,10 +172,27 @@ class LeanSender(QuicConnection):
         for connection_id in self._host_cids:
             if not connection_id.was_sent:
                 return True
-        for stream in self._queue:  # noqa: SIM110
-            if stream.receiver.stop_pending or stream.sender.reset_pending or stream.is_finished:
+        for stream in self._queue:
+            if stream.receiver.stop_pending or stream.sender.reset_pending:
                 return True
+            if stream.is_finished:
+                self._discard_finished()
+                return self._has_rarities()
         return False
+
+    def _discard_finished(self) -> None:
+        """Forget the streams that are finished both ways, and let the peer open as many new ones."""
+        # Stock does it while it writes a packet, in a pass over all streams that writes what is of no use.
+        rest = _StreamQueue()
+        for stream in self._queue:
+            if stream.is_finished:
+                stream_id = stream.stream_id or 0
+                del self._streams[stream_id]
+                if stream_id & 1 == self._is_client:
+                    self._local_max_streams_bidi.value += 1
+            else:
+                list.append(rest, stream)
+        self._queue = rest
 
     def _has_news(self, space: QuicPacketSpace, now: float) -> bool:
         """Return True for an ACK that is due, a probe, credit worth a packet, or stream data."""

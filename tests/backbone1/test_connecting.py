@@ -11,11 +11,13 @@ import trio
 from trio.testing import MockClock
 
 from quicflow_trio import (
+    AckTimeout,
     Client,
     ClientConfig,
     ClientState,
     ConfigurationError,
     ConnectionLost,
+    Delivery,
     HandlerFailed,
     LaneLimitReached,
     Message,
@@ -215,6 +217,48 @@ async def test_a_lost_connection_fails_what_was_under_way_and_is_made_anew(autoj
         await client.wait_connected()
         assert client.statistics().connects == 2
         assert client.metrics().disconnects == {"server:shutdown": 1}
+
+
+async def test_what_may_be_redelivered_goes_out_again_in_the_next_session(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=0.01)
+    seen: list[bytes] = []
+
+    def first_breaks(raw: Raw, stream_id: int, message: BackboneData) -> None:
+        seen.append(message.payload)
+        if len(seen) == 1:
+            raw.engine.close(0, "server shutdown")
+        else:
+            echo(raw, stream_id, message)
+
+    async with open_raw_server1(network, first_breaks) as server, old_client(network) as client:
+        await client.wait_connected()
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                ack = await client.request(Message.command(b"again", delivery=Delivery.REDELIVER))
+                assert ack.result == b"again"
+
+            await until(lambda: seen)
+            server._by_address.clear()
+        assert seen == [b"again", b"again"]
+
+
+async def test_an_answer_that_comes_too_late_is_dropped(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=0.01)
+    waiting: list[tuple[Raw, int, BackboneData]] = []
+    async with open_raw_server1(network, lambda *message: waiting.append(message)), old_client(network) as client:
+        with pytest.raises(AckTimeout):
+            await client.request(Message.query(b"slow"), ack_timeout=1)
+        raw, stream_id, message = waiting.pop()
+        echo(raw, stream_id, message)
+        raw.transmit()
+        await trio.sleep(1)
+        assert client.metrics().acks_late == 1
+        assert client.statistics().unreceipted == 0
+        with trio.move_on_after(1):
+            await client.request(Message.query(b"given up"))
+        assert client.statistics().requests_waiting == 0
 
 
 async def test_what_it_cannot_do_is_an_error(autojump_clock: MockClock) -> None:
