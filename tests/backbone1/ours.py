@@ -118,12 +118,13 @@ class Program:
         return {"outcome": dict(outcome), "stuck": count - done, "seconds": time.monotonic() - began}
 
     async def figures(self) -> dict[str, Any]:
-        """Reply with what was counted, and the memory in bytes."""
+        """Reply with what was counted, the memory in bytes, and the CPU time in seconds."""
         memory = resident()
         side = self._side
         return {
             "received": dict(self._received.counts),
             "memory": memory,
+            "cpu": time.process_time(),
             "blocks": sys.getallocatedblocks(),
             "clients": sorted(side.sessions) if isinstance(side, Server) else [],
             "metrics": dict(side.metrics().as_json()),

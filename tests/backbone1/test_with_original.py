@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -101,6 +101,10 @@ async def open_our_client(
         yield client, peer, heard
 
 
+def open_ours_as(role: str) -> AbstractAsyncContextManager[tuple[Server | Client, PeerProcess, Heard]]:
+    return open_our_server() if role == "server" else open_our_client()
+
+
 async def ask_and_tell(side: Any, count: int) -> None:
     """Send so many messages, every second one as a request; our streams' limit is a thousand."""
     limiter = trio.CapacityLimiter(64)
@@ -151,7 +155,7 @@ async def test_our_client_exchanges_3000_messages_both_ways(stack: str) -> None:
 # -- every way to ask and to answer -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("role", ["server", "client"])
 async def test_we_ask_and_the_original_answers_in_every_way(role: str) -> None:
-    async with (open_our_server if role == "server" else open_our_client)() as (ours, peer, _):
+    async with open_ours_as(role) as (ours, peer, _):
         side: Any = ours.session(NAME) if isinstance(ours, Server) else ours
         for answer, result in (("ack", b"hi"), ("bare", b""), ("response", b"hi"), ("json", b"hi")):
             for answer_fin in ("with", "late"):
@@ -166,7 +170,7 @@ async def test_we_ask_and_the_original_answers_in_every_way(role: str) -> None:
 
 @pytest.mark.parametrize("role", ["server", "client"])
 async def test_the_original_asks_in_every_way_and_we_answer(role: str) -> None:
-    async with (open_our_server if role == "server" else open_our_client)() as (_, peer, heard):
+    async with open_ours_as(role) as (_, peer, heard):
         to = NAME if role == "client" else ""
         for fin in ("with", "late", "after"):
             reply = await peer.ask("one", payload=HI, to=to, fin=fin)
