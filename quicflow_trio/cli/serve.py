@@ -113,10 +113,8 @@ async def serve(
         port: UDP port; 0 takes a free one.
         grace: how long a drain lets running handlers go on, seconds.
         access: who may connect.
-        protocol: auto for both, quicflow/2, or quic-backbone-v1, which is the original's. Its clients show no credentials: where some are
-            asked for, only those are admitted whose certificate names their id.
-        reset_key: file with the key of stateless resets, made when it does not exist. With it clients learn at once when the server was
-            killed and started again.
+        protocol: auto for both, quicflow/2, or quic-backbone-v1 (the original's, without credentials: a certificate must name the id).
+        reset_key: file with a key, made when it does not exist, that tells clients at once when the server was killed and is back.
         ops: HOST:PORT on which to answer those who operate the server, over HTTP; port 0 takes a free one.
         ops_token: bearer token for them; without one commands are refused, and all who are not on this machine.
         until_eof: drain also when standard input ends, so that a server does not outlive the script that started it.
@@ -125,10 +123,9 @@ async def serve(
     """
     configure_logging(log_level)
     tune_garbage_collector()
-    tls = _load(cert, key, client_ca)
+    tls, authenticate = _load(cert, key, client_ca), access.authenticator(client_ca)
     ops_config = None if ops is None else OpsConfig(ops, token=ops_token)
     config = ServerConfig(reset_key_file=reset_key, rate=access.rate_limit(), protocol=protocol)
-    authenticate = access.authenticator(client_ca)
     run = partial(
         run_server, make_router(), host=host, port=port, tls=tls, authenticate=authenticate, config=config, ops=ops_config
     )
