@@ -17,11 +17,10 @@ import trio
 from .dialect import Host
 from .errors import ConnectionLost, LaneLimitReached, LocalProtocolError
 from .link import Link
-from .protocol.backbone1 import FOREIGN, FrameIntake, Oversized, ack_of, answer_of, id_from_text, id_to_text
+from .protocol.backbone1 import FOREIGN, FrameIntake, Inbound, Outbound, Oversized, ack_of, answer_of, id_from_text
 from .protocol.credit import RETURN_WINDOW, connection_window
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
-from .protocol.outgoing import Outgoing
 from .protocol.pings import PingBudget
 from .quic.engine import StreamData, StreamReset
 from .wire import (
@@ -59,50 +58,6 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class _Inbound:
-    """A stream that the peer has opened.
-
-    Attributes:
-        stream_id: the stream.
-        intake: reads its frame; None once that is complete, or given up.
-        arrived: bytes that have come.
-        finished: true once our half is finished, or the peer reads it no more.
-        over: true once the peer's half is.
-        msg_id: of the message that is to be answered.
-    """
-
-    __slots__ = ("arrived", "finished", "intake", "msg_id", "over", "stream_id")
-
-    def __init__(self, stream_id: int, limit: int) -> None:
-        self.stream_id: int = stream_id
-        self.intake: FrameIntake | None = FrameIntake(limit)
-        self.arrived: int = 0
-        self.finished: bool = False
-        self.over: bool = False
-        self.msg_id: str = ""
-
-
-class _Outbound:
-    """A stream that this side has opened.
-
-    Attributes:
-        outgoing: the message on it; None for a ping, or a late answer.
-        intake: reads the answer; None once there is one, or none is wanted.
-        arrived: bytes that have come.
-        msg_id: of the message.
-        pinged_at: when a ping went out (Trio clock); None for anything else.
-    """
-
-    __slots__ = ("arrived", "intake", "msg_id", "outgoing", "pinged_at")
-
-    def __init__(self, outgoing: Outgoing | None, intake: FrameIntake | None, pinged_at: float | None = None) -> None:
-        self.outgoing: Outgoing | None = outgoing
-        self.intake: FrameIntake | None = intake
-        self.arrived: int = 0
-        self.msg_id: str = "" if outgoing is None else id_to_text(outgoing.message.id)
-        self.pinged_at: float | None = pinged_at
-
-
 class Exchanges:
     """The streams of one connection after its introduction, but for stream 0.
 
@@ -127,14 +82,14 @@ class Exchanges:
         self._names = (link.client_id, "server") if host.is_client else ("server", link.client_id)
         self._lane: LaneSender = link.lanes[""]
         self._receiver = LaneReceiver(0, self._limits.payload, self._limits.lane_window, runs=False)
-        self._in: dict[int, _Inbound] = {}
-        self._out: dict[int, _Outbound] = {}
+        self._in: dict[int, Inbound] = {}
+        self._out: dict[int, Outbound] = {}
         self._seq = 0
         # Messages that are to be answered, by their number; and of ours that wait for an answer, by their id.
-        self._owed: dict[int, _Inbound] = {}
-        self._asked: dict[str, _Outbound] = {}
+        self._owed: dict[int, Inbound] = {}
+        self._asked: dict[str, Outbound] = {}
         # Streams whose message was taken, and which are finished once handlers have come so far that more may come.
-        self._taken: deque[_Inbound] = deque()
+        self._taken: deque[Inbound] = deque()
         self._pings_due = 0
         self._ping_budget = PingBudget(trio.current_time())
         # Bytes of messages on streams that are not over, and of frames that are not complete.
@@ -187,7 +142,7 @@ class Exchanges:
         stream_id, data = event.stream_id, event.data
         stream = self._in.get(stream_id)
         if stream is None:
-            stream = self._in[stream_id] = _Inbound(stream_id, self._limits.payload)
+            stream = self._in[stream_id] = Inbound(stream_id, self._limits.payload)
         first = not stream.arrived
         stream.arrived += len(data)
         stream.over = stream.over or event.fin
@@ -201,7 +156,7 @@ class Exchanges:
             self._engine.grant(stream_id, stream.arrived + self._link.window())
         self._forget(stream)
 
-    def _read(self, stream: _Inbound, intake: FrameIntake, data: bytes) -> None:
+    def _read(self, stream: Inbound, intake: FrameIntake, data: bytes) -> None:
         self._gathered -= intake.held
         try:
             frame = intake.feed(data)
@@ -226,7 +181,7 @@ class Exchanges:
         stream.intake = None
         self._take(stream, frame)
 
-    def _take(self, stream: _Inbound, frame: BackboneFrame | Oversized) -> None:
+    def _take(self, stream: Inbound, frame: BackboneFrame | Oversized) -> None:
         """Act on the frame of a stream."""
         host = self._host
         if isinstance(frame, Oversized):
@@ -251,12 +206,12 @@ class Exchanges:
                     self._answered(asked, frame)
             self._finish(stream)
 
-    def _refuse(self, stream: _Inbound, data: BackboneData, size: int) -> None:
+    def _refuse(self, stream: Inbound, data: BackboneData, size: int) -> None:
         self._host.note_error(FrameTooLarge(size, self._limits.payload))
         error = f"payload of {size:,} bytes, the limit is {self._limits.payload:,}"
         self._answer(stream, data.msg_id, AckFrame(1, 1, AckStatus.FAILURE, b"", error) if data.wait_ack else None)
 
-    def _take_message(self, stream: _Inbound, data: BackboneData) -> None:
+    def _take_message(self, stream: Inbound, data: BackboneData) -> None:
         self._seq = seq = self._seq + 1
         if data.wait_ack:
             stream.msg_id = data.msg_id
@@ -297,7 +252,7 @@ class Exchanges:
         else:
             self._engine.grant(event.stream_id, stream.arrived + RETURN_WINDOW)
 
-    def _take_answer(self, stream: _Outbound, frame: BackboneFrame | Oversized) -> None:
+    def _take_answer(self, stream: Outbound, frame: BackboneFrame | Oversized) -> None:
         if stream.pinged_at is not None:
             stream.intake = None
             if isinstance(frame, BackbonePong):
@@ -312,10 +267,10 @@ class Exchanges:
         else:
             self._unanswered(stream, "the peer answered with a heartbeat")
 
-    def _unanswered(self, stream: _Outbound, why: str) -> None:
+    def _unanswered(self, stream: Outbound, why: str) -> None:
         self._answered(stream, BackboneAck(stream.msg_id, AckStatus.FAILURE, b"", why))
 
-    def _answered(self, stream: _Outbound, frame: BackboneAck | BackboneData) -> None:
+    def _answered(self, stream: Outbound, frame: BackboneAck | BackboneData) -> None:
         """Give a message its answer; the first one counts."""
         stream.intake = None
         self._asked.pop(stream.msg_id, None)
@@ -364,7 +319,7 @@ class Exchanges:
         if self._receive_due:
             self._receive_due = False
             self._flush_receiver()
-        if self._pings_due and self._open(BackbonePing(self._names[0]), _Outbound(None, FrameIntake(0), trio.current_time())):
+        if self._pings_due and self._open(BackbonePing(self._names[0]), Outbound(None, FrameIntake(0), trio.current_time())):
             self._pings_due = 0
             self._counters.heartbeats_sent += 1
         if self._send_due:
@@ -398,6 +353,9 @@ class Exchanges:
 
     def _flush_sender(self) -> None:
         lane = self._lane
+        withdrawn = lane.withdrawn()
+        if withdrawn:
+            self._stop_waiting(withdrawn)
         written = 0
         while lane.ready and len(self._out) < STREAMS and self._under_way < self._limits.outbox_bytes:
             try:
@@ -409,7 +367,7 @@ class Exchanges:
             outgoing = lane.take()
             written += 1
             # The answer of one that wants none is read, and not looked at.
-            stream = _Outbound(outgoing, FrameIntake(self._limits.payload) if outgoing.wants_ack else None)
+            stream = Outbound(outgoing, FrameIntake(self._limits.payload) if outgoing.wants_ack else None)
             self._out[stream_id] = stream
             self._under_way += outgoing.size
             if outgoing.wants_ack:
@@ -425,7 +383,15 @@ class Exchanges:
             if self._link.instruments.events.messages:
                 self._link.report_sent(lane, written)
 
-    def _open(self, frame: BackboneFrame, stream: _Outbound) -> bool:
+    def _stop_waiting(self, withdrawn: set[int]) -> None:
+        """Ask for the end of streams whose answer nobody waits for: those of a peer that never answers would use up all there may be."""
+        for stream_id, stream in self._out.items():
+            if stream.outgoing is not None and stream.outgoing.seq in withdrawn:
+                stream.intake = None
+                self._asked.pop(stream.msg_id, None)
+                self._engine.stop(stream_id, THROWN_AWAY)
+
+    def _open(self, frame: BackboneFrame, stream: Outbound) -> bool:
         """Open a stream for a frame that is no message of the session; False when the peer allows none now."""
         try:
             stream_id = self._engine.open_stream()
@@ -444,7 +410,7 @@ class Exchanges:
         with contextlib.suppress(LocalProtocolError):
             self._engine.write(stream_id, data, fin=True)
 
-    def _answer(self, stream: _Inbound, msg_id: str, frame: AckFrame | None) -> None:
+    def _answer(self, stream: Inbound, msg_id: str, frame: AckFrame | None) -> None:
         """Answer a message, on a new stream as well where its sender finished with it: some never read the stream they wrote on."""
         if frame is None:
             self._finish(stream)
@@ -452,15 +418,15 @@ class Exchanges:
         ack = ack_of(frame, msg_id, as_json=self._link.config.v1_results == "json")
         self._finish(stream, ack)
         if stream.over:
-            self._open(ack, _Outbound(None, None))
+            self._open(ack, Outbound(None, None))
 
-    def _finish(self, stream: _Inbound, frame: BackboneFrame | None = None) -> None:
+    def _finish(self, stream: Inbound, frame: BackboneFrame | None = None) -> None:
         if not stream.finished:
             stream.finished = True
             self._write(stream.stream_id, frame)
             self._host.kick()
 
-    def _forget(self, stream: _Inbound) -> None:
+    def _forget(self, stream: Inbound) -> None:
         if stream.finished and stream.over:
             self._in.pop(stream.stream_id, None)
 

@@ -25,6 +25,7 @@ from ..wire import (
     hollow,
 )
 from .lane_receiver import FRAME_OVERHEAD
+from .outgoing import Outgoing
 from .state import CloseCode
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "NO_SESSION",
     "PAYLOAD",
     "FrameIntake",
+    "Inbound",
+    "Outbound",
     "Oversized",
     "ack_of",
     "answer_of",
@@ -151,6 +154,51 @@ class FrameIntake:
 
     def _clear(self) -> None:
         self._buffer = bytearray()
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------------
+class Inbound:
+    """A stream that the peer has opened.
+
+    Attributes:
+        stream_id: the stream.
+        intake: reads its frame; None once that is complete, or given up.
+        arrived: bytes that have come.
+        finished: true once our half is finished, or the peer reads it no more.
+        over: true once the peer's half is.
+        msg_id: of the message that is to be answered.
+    """
+
+    __slots__ = ("arrived", "finished", "intake", "msg_id", "over", "stream_id")
+
+    def __init__(self, stream_id: int, limit: int) -> None:
+        self.stream_id: int = stream_id
+        self.intake: FrameIntake | None = FrameIntake(limit)
+        self.arrived: int = 0
+        self.finished: bool = False
+        self.over: bool = False
+        self.msg_id: str = ""
+
+
+class Outbound:
+    """A stream that this side has opened.
+
+    Attributes:
+        outgoing: the message on it; None for a ping, or a late answer.
+        intake: reads the answer; None once there is one, or none is wanted.
+        arrived: bytes that have come.
+        msg_id: of the message.
+        pinged_at: when a ping went out (Trio clock); None for anything else.
+    """
+
+    __slots__ = ("arrived", "intake", "msg_id", "outgoing", "pinged_at")
+
+    def __init__(self, outgoing: Outgoing | None, intake: FrameIntake | None, pinged_at: float | None = None) -> None:
+        self.outgoing: Outgoing | None = outgoing
+        self.intake: FrameIntake | None = intake
+        self.arrived: int = 0
+        self.msg_id: str = "" if outgoing is None else id_to_text(outgoing.message.id)
+        self.pinged_at: float | None = pinged_at
 
 
 # -- ids -------------------------------------------------------------------------------------------------------------------

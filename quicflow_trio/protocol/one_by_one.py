@@ -49,14 +49,20 @@ class OneByOne:
 
     def take(self) -> Outgoing:
         """Take the next message out, to be written now; only while the lane is `ready`."""
-        # Nobody hears of cancellations in such a protocol.
-        self._cancels.clear()
-        self._cancelled.clear()
         outgoing = self._outbox.popleft()
         self._write(outgoing)
         if self._blocked.size:
             self._admit()
         return outgoing
+
+    def withdrawn(self) -> set[int]:
+        """Return the numbers of requests that nobody waits for any more, each once; there are no cancellations to be written."""
+        if not self._cancels:
+            return set()
+        numbers = {*self._cancels}
+        self._cancels.clear()
+        self._cancelled.clear()
+        return numbers
 
     def settle(self, outgoing: Outgoing) -> None:
         """Note that the peer has received a message. No effect the second time, or once the lane has begun anew."""

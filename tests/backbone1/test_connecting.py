@@ -246,19 +246,45 @@ async def test_what_may_be_redelivered_goes_out_again_in_the_next_session(autoju
 
 async def test_an_answer_that_comes_too_late_is_dropped(autojump_clock: MockClock) -> None:
     network = MemoryNetwork(delay=0.01)
-    waiting: list[tuple[Raw, int, BackboneData]] = []
-    async with open_raw_server1(network, lambda *message: waiting.append(message)), old_client(network) as client:
+    waiting: list[tuple[Raw, BackboneData]] = []
+
+    def silent(raw: Raw, stream_id: int, message: BackboneData) -> None:
+        waiting.append((raw, message))
+
+    async with open_raw_server1(network, silent), old_client(network) as client:
         with pytest.raises(AckTimeout):
             await client.request(Message.query(b"slow"), ack_timeout=1)
-        raw, stream_id, message = waiting.pop()
-        echo(raw, stream_id, message)
+        raw, message = waiting.pop()
+        put(raw, BackboneAck(message.msg_id, 1, b"late"))
         raw.transmit()
         await trio.sleep(1)
-        assert client.metrics().acks_late == 1
         assert client.statistics().unreceipted == 0
         with trio.move_on_after(1):
             await client.request(Message.query(b"given up"))
         assert client.statistics().requests_waiting == 0
+
+
+async def test_a_server_that_never_answers_uses_up_no_streams(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork(delay=0.01)
+    answering = False
+
+    def silent(raw: Raw, stream_id: int, message: BackboneData) -> None:
+        if answering:
+            echo(raw, stream_id, message)
+
+    async with open_raw_server1(network, silent), old_client(network) as client:
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(500):
+
+                    @nursery.start_soon
+                    async def _() -> None:
+                        with pytest.raises(AckTimeout):
+                            await client.request(Message.query(b"hello?"), ack_timeout=2)
+
+        answering = True
+        assert (await client.request(Message.query(b"at last"), ack_timeout=2)).result == b"at last"
+        assert client.statistics().connects == 1
 
 
 async def test_what_it_cannot_do_is_an_error(autojump_clock: MockClock) -> None:
