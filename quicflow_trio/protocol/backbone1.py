@@ -138,6 +138,8 @@ class FrameIntake:
             if len(self._buffer) < min(HEAD, self._size):
                 return None
             plan = self._hollow = hollow(bytes(self._buffer[:HEAD]))
+            if plan.content_end > self._size:
+                raise DecodeError("a message is cut off")
             if self._size - (plan.end - plan.start) > self._limit:
                 raise FrameTooLarge(self._size, self._limit)
             # What the head holds of the payload, and of what follows it.

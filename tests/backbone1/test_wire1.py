@@ -82,6 +82,29 @@ def test_whatever_comes_is_a_frame_or_a_decode_error(data: bytes) -> None:
             feed(data)
 
 
+@given(st.binary(min_size=40, max_size=80), st.integers(1100, 3000), st.integers(1, 700), st.data())
+def test_damage_to_a_frame_over_the_limit_is_a_decode_error(noise: bytes, size: int, piece: int, draw: st.DataObject) -> None:
+    whole = bytearray(encode_backbone(BackboneData("m1", "me", "you", 2, bytes(size), True, STAMP), STAMP))
+    at = draw.draw(st.integers(4, 30))
+    whole[at : at + draw.draw(st.integers(0, 20))] = noise[: draw.draw(st.integers(0, 20))]
+    intake = FrameIntake(20)
+    with contextlib.suppress(DecodeError, EmptyFrame, FrameTooLarge):
+        for start in range(0, len(whole), piece):
+            found = intake.feed(bytes(whole[start : start + piece]))
+            assert intake.held <= 4096 + 1024 + piece
+            if found is not None:
+                assert isinstance(found, Oversized)
+                assert found.size <= len(whole)
+                break
+
+
+def test_a_payload_longer_than_its_frame_is_refused() -> None:
+    whole = bytearray(encode_backbone(BackboneData("m1", payload=bytes(3000)), STAMP))
+    whole[0:4] = (len(whole) - 4 - 1000).to_bytes(4, "big")
+    with pytest.raises(DecodeError, match="cut off"):
+        FrameIntake(20).feed(bytes(whole))
+
+
 @pytest.mark.parametrize(("frame", "vector"), VECTORS)
 def test_a_frame_can_be_cut_anywhere(frame: BackboneFrame, vector: str) -> None:
     data = bytes.fromhex(vector)
