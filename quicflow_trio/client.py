@@ -224,10 +224,10 @@ async def open_client(
         network: None is a UDP socket of its own, `open_endpoint` gives a shared one; a `testing.MemoryNetwork` or its host in tests.
 
     The block starts at once: the first send or request waits for the connection. A lost connection is opened again, for ever, with
-    backoff, and the session goes on there: what was lost of messages and acks goes out again, handlers run once, and calls do not
-    notice. It ends with the server's process, after ``ServerConfig.session_ttl`` without a connection, or when one side closes it:
-    then see `Delivery`. Leaving the block normally finishes what is under way within ``config.close_grace``, over another connection
-    if there is none just then, and says goodbye; cancellation or an exception only says goodbye. An exception of the block leaves it as itself, never in an ExceptionGroup.
+    backoff, and the session goes on there: what was lost goes out again, handlers run once, calls do not notice. It ends with the
+    server's process, after ``ServerConfig.session_ttl`` without a connection, or when one side closes it: then see `Delivery`. Leaving
+    the block normally finishes what is under way within ``config.close_grace``, also over another connection, and says goodbye;
+    cancellation or an exception only says goodbye. An exception of the block leaves it as itself, never in an ExceptionGroup.
 
     Raises:
         ConfigurationError: at once, when an argument is out of range.
@@ -254,7 +254,6 @@ async def open_client(
                         client._supervisor.end(partial(ConnectionClosed, "the client was closed"))
         finally:
             client._supervisor.set_state(ClientState.IDLE, "closed")
-            client._link.dispatcher.stop()
             client._link.release()
             client._events.close()
     if client._supervisor.refusal is not None and not client._supervisor.refusal_seen:

@@ -52,8 +52,8 @@ class Limits:
         outbox_bytes: bytes of messages that wait on one lane to be written, before senders wait. As many again are kept after they were
             written, until the peer has received them (handled them, with `Delivery.REDELIVER`), to be sent again after a reconnect: a
             lane writes no more than this per round trip. It is also how many bytes of acks may wait to be written before a lane starts
-            no further handler. Acks that have left are kept until the peer confirms them; a peer that leaves four times as many
-            unconfirmed (1 MiB at least) and then reconnects loses its session.
+            no further handler. Acks that have left are kept until the peer confirms them, up to 1 MiB of them. Our own peers confirm
+            them long before; one that does not, and then reconnects, loses its session.
         dispatch_queue: decoded messages that wait for a handler, per lane; more stay undecoded, within ``lane_window``.
         half_open: server connections that have not completed their hello; the oldest is dropped for a newer one.
         initials_per_second: first packets of clients that a server answers in full, per second. While there come more, and while half of
@@ -141,8 +141,8 @@ class ClientConfig(_PeerConfig):
 
     Attributes:
         heartbeat_interval: seconds between pings; the server's, when that is shorter.
-        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; in as long a frame that has
-            begun must bring its end, or 128 bytes for each of them.
+        heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; while a frame is incomplete,
+            seconds in which it must bring 32 bytes each.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
         authenticate_timeout: seconds that a function given as ``credentials`` may take.

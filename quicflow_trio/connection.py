@@ -18,7 +18,7 @@ from .endings import HANDSHAKE_TIMEOUT, UNREACHABLE
 from .errors import ProtocolError, RemoteProtocolError
 from .lanes import LaneStreams
 from .link import Link
-from .liveness import BeginningFrame, FrameWatch
+from .liveness import FrameWatch
 from .net.endpoint import Endpoint
 from .net.pump import Pump
 from .observe.events import HeartbeatTimeoutEvent
@@ -337,13 +337,9 @@ class Connection:
     # -- streams in ------------------------------------------------------------------------------------------------
     def _look_at_frames(self, now: float) -> None:
         """Close the connection when a frame has begun and does not go on; see `liveness`."""
-        control = self._control.partial
-        frames = [BeginningFrame(CONTROL_STREAM, self._control_arrived - control, control)] if control else []
-        if self._lanes is not None:
-            frames += self._lanes.beginning()
-        stuck = self._frames.look(now, frames)
-        if stuck is not None and self.state in (ConnectionState.OPEN, ConnectionState.DRAINING):
-            self._heartbeat_failed(now, f"stream {stuck.stream_id} has a frame that does not go on")
+        begun = self._control.partial > 0 or (self._lanes is not None and self._lanes.begun)
+        if self._frames.look(now, self.bytes_received, begun=begun) and self.state > ConnectionState.HELLO:
+            self._heartbeat_failed(now, "a frame has begun and does not go on")
 
     def _stream_data(self, event: StreamData) -> None:
         if event.stream_id == CONTROL_STREAM:

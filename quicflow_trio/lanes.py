@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import trio
@@ -10,7 +10,6 @@ import trio
 from .config import Limits
 from .errors import LaneLimitReached, LocalProtocolError, RemoteProtocolError
 from .link import Link
-from .liveness import BeginningFrame
 from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import ACK_RUNS, RESUMING
 from .protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
@@ -20,9 +19,9 @@ from .wire import PREFIX_SIZE, LaneOpen, decode
 
 __all__ = ["LaneStreams"]
 
-KEPT_ACKS = 4
-"""How many times `Limits.outbox_bytes`, or the window of a return half where that is more, the acks of a lane may take that have left
-and are not confirmed: one window of them may be on the way, and as much again for each round trip that the confirmation is late."""
+KEPT_ACKS = 4 * RETURN_WINDOW
+"""Bytes of acks that have left on one lane, and are kept although they are not confirmed: one window of them may be on the way, and as
+much again for each round trip that the confirmation is late."""
 
 
 class LaneStreams:
@@ -110,6 +109,8 @@ class LaneStreams:
         data = self._openings.pop(stream_id, b"") + event.data
         size = int.from_bytes(data[:PREFIX_SIZE], "big")
         if len(data) < PREFIX_SIZE or len(data) - PREFIX_SIZE < size <= FRAME_OVERHEAD:
+            if event.fin:
+                raise RemoteProtocolError("a lane was closed before its session")
             self._openings[stream_id] = data
             return
         # A first frame too long to be a name, which would be copied with every packet of it, is left to a lane of its own to refuse.
@@ -161,19 +162,16 @@ class LaneStreams:
             # Receipts have made room for more, or the acks are to be confirmed. It is written in this same turn.
             self._senders_pending[sender] = None
 
-    def beginning(self) -> Iterator[BeginningFrame]:
-        """Yield the frames of which a part has come, but for messages that this side's own credit may hold back."""
-        for stream_id, data in self._openings.items():
-            yield BeginningFrame(stream_id, 0, len(data))
-        for stream_id, sender in self._senders.items():
-            if partial := sender.partial:
-                yield BeginningFrame(stream_id, self._return_arrived[stream_id] - partial, partial)
+    @property
+    def begun(self) -> bool:
+        """True while a part of a frame has come, on any stream, that this side's own credit does not hold back."""
         window = self._link.window()
-        for stream_id, receiver in self._receivers.items():
-            partial = receiver.partial
+        return (
+            bool(self._openings)
+            or any(sender.partial for sender in self._senders.values())
             # What handlers hold is taken off the credit; up to half a window of it the peer has been told of enough to go on.
-            if partial and (receiver.held_bytes - partial) * 2 <= window:
-                yield BeginningFrame(stream_id, receiver.arrived - partial, partial)
+            or any(lane.partial and (lane.held_bytes - lane.partial) * 2 <= window for lane in self._receivers.values())
+        )
 
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
@@ -243,9 +241,8 @@ class LaneStreams:
 
     def _trim(self, receiver: LaneReceiver) -> None:
         """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
-        limit = KEPT_ACKS * max(self._limits.outbox_bytes, RETURN_WINDOW)
-        if receiver.kept_bytes > limit:
-            receiver.trim(limit + self._engine.unsent(receiver.stream_id))
+        if receiver.kept_bytes > KEPT_ACKS:
+            receiver.trim(KEPT_ACKS + self._engine.unsent(receiver.stream_id))
 
     def _flush_sender(self, sender: LaneSender) -> None:
         stream_id = sender.stream_id

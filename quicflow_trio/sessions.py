@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -23,6 +24,10 @@ from .protocol.state import CloseCode
 from .wire import Hello
 
 __all__ = ["Session", "SessionRegistry"]
+
+FINISHING = 8
+"""Sessions of one client id that were replaced and may go on with their handlers. Each holds up to a window of messages on every lane, so
+a client that comes back without its token again and again would fill the server with what it has sent."""
 
 
 @final
@@ -56,6 +61,7 @@ class Session(Peer):
         # Whoever keeps the session waits here for a change: it was lost, resumed or retired.
         self._news = trio.lowlevel.ParkingLot()
         self._lost_at = 0.0
+        self._finishing = trio.CancelScope()
         self.crew: Crew | None = None
         self.end_reported: bool = False
         self.connected_at: float = epoch + trio.current_time()
@@ -192,8 +198,13 @@ class Session(Peer):
                 continue
             if not self.connected:
                 return
-        with trio.move_on_at(self._lost_at + ttl):
+        self._finishing.deadline = self._lost_at + ttl
+        with self._finishing:
             await self._link.dispatcher.wait_idle()
+
+    def hurry(self) -> None:
+        """Let a retired session wait for its handlers no longer: it ends soon, and cancels them."""
+        self._finishing.cancel()
 
     def conclude(self) -> None:
         """End the session for good: its time is over, or its handlers have nowhere to run any more."""
@@ -218,6 +229,7 @@ class SessionRegistry:
     def __init__(self) -> None:
         self._connected: dict[str, Session] = {}
         self._kept: dict[str, Session] = {}
+        self._finishing: dict[str, deque[Session]] = {}
         self.connected: Mapping[str, Session] = MappingProxyType(self._connected)
         self.histories: HistoryBook = HistoryBook()
 
@@ -244,11 +256,20 @@ class SessionRegistry:
         """Let the id mean this session from now on; return the one it meant before. The newest wins."""
         client_id = session.client_id
         older = self._kept.get(client_id)
+        if older is not None and older is not session:
+            self._finish(older)
         self._kept[client_id] = session
         # Taken out first, so that the view keeps the order of connecting.
         self._connected.pop(client_id, None)
         self._connected[client_id] = session
         return older
+
+    def _finish(self, session: Session) -> None:
+        """Note that a session only has its handlers to finish now; the oldest of too many has had its time."""
+        finishing = self._finishing.setdefault(session.client_id, deque())
+        finishing.append(session)
+        if len(finishing) > FINISHING:
+            finishing.popleft().hurry()
 
     def leave(self, session: Session) -> None:
         """Take a session whose connection ended off the list of the connected, unless a newer one stands there."""
@@ -258,6 +279,11 @@ class SessionRegistry:
     def forget(self, session: Session) -> None:
         """Forget a session, unless a newer one has its id."""
         self.leave(session)
+        finishing = self._finishing.get(session.client_id, deque())
+        if session in finishing:
+            finishing.remove(session)
+            if not finishing:
+                del self._finishing[session.client_id]
         if self._kept.get(session.client_id) is session:
             del self._kept[session.client_id]
             self.histories.leave(session.client_id)

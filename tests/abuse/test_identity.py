@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -12,12 +13,14 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from quicflow_trio import HandlerFailed, Message, MessageType, Request, Router
+from quicflow_trio import HandlerFailed, Message, MessageType, Request, Router, ServerConfig
 from quicflow_trio.observe import logs
 from quicflow_trio.observe.history import HistoryBook
 from quicflow_trio.observe.logs import Limiter
 from quicflow_trio.observe.prometheus import metrics_text
 from quicflow_trio.protocol.state import CloseCode
+from quicflow_trio.sessions import FINISHING
+from quicflow_trio.testing import MemoryNetwork, open_world
 from quicflow_trio.wire import AckFrame, LaneOpen, LaneState, MessageFrame, ReceiptFrame, Welcome, encode
 from tests.abuse.siege import MIB, besieged, closed_soon
 from tests.abuse.test_frames import message
@@ -233,6 +236,38 @@ async def test_32_the_same_id_under_another_number(autojump_clock: MockClock) ->
         results = {ack.seq: ack.result for ack in [await raw.frame(AckFrame, stream_id, number) for number in (1, 2)]}
         assert results == {1: b"once", 2: b"twice"}
         assert list(runs.values()) == [2]
+
+
+# -- row 29: takeovers in a row ------------------------------------------------------------------------------------------
+async def test_29_who_comes_again_and_again_leaves_no_more_than_eight_sessions(autojump_clock: MockClock) -> None:
+    """Bound: of the sessions that one client id has lost to itself, eight go on with their handlers; what older ones hold is given back."""
+    started = []
+    ended = []
+    router = Router()
+
+    @router.on(MessageType.COMMAND)
+    async def stuck(request: Request) -> None:
+        started.append(request.message.payload)
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(request.message.payload)
+
+    config = ServerConfig(session_ttl=120.0, workers=100, handler_timeout=math.inf)
+    async with open_world(clients=0, network=MemoryNetwork(delay=0.01), router=router, server_config=config) as world:
+        for number in range(30):
+            async with open_raw(world.network, f"raw-{number}") as raw:
+                await raw.greet("greedy")
+                raw.open(LaneOpen(), message(1, b"%d" % number + bytes(10_000)))
+                await trio.sleep(0.5)
+        known = {session for session in world.server._admission.sessions() if session.client_id == "greedy"}
+        assert len(started) == 30
+        assert len(known) == FINISHING + 1
+        assert [payload[:2] for payload in ended] == [payload[:2] for payload in started[: 30 - FINISHING - 1]]
+        assert world.server.metrics().held_bytes < (FINISHING + 1) * 11_000
+        await trio.sleep(130)
+        assert not world.server._admission.sessions()
+        assert not world.server._admission.registry._finishing
 
 
 # -- row 39: a million distinct ids -------------------------------------------------------------------------------------

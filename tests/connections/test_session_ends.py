@@ -26,14 +26,14 @@ from quicflow_trio import (
 )
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import MemoryNetwork, World, open_world, seeded
-from quicflow_trio.wire import LaneOpen, LaneState, MessageFrame, Welcome
+from quicflow_trio.wire import LaneOpen, LaneState, MessageFrame, PingFrame, Welcome, encode
 from tests.auth.tokens import authenticator, token, virtual_time
 from tests.connections.machine import client_of, open_machine, until
 from tests.connections.raw import hello, open_raw
 from tests.connections.test_resuming import cut
 
 SOON = ClientConfig(backoff_initial=0.01, backoff_max=0.1, seed=1)
-SURVIVED = {CloseCode.HEARTBEAT_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED}
+SURVIVED = {CloseCode.HEARTBEAT_TIMEOUT, CloseCode.HELLO_TIMEOUT, CloseCode.CREDENTIALS_EXPIRED}
 FINAL = {CloseCode.SESSION_REPLACED, CloseCode.REJECTED, CloseCode.AUTHENTICATION_FAILED}
 
 
@@ -264,3 +264,31 @@ async def test_more_lanes_than_a_hello_has_room_for_end_with_their_connection(au
         assert outcomes == [ConnectionLost]
         assert world.server.session("client-0") is not session
         assert (await client.request(Message.query(b"cd"))).result == b"dc"
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        (b"\x00\x00", CloseCode.PROTOCOL_ERROR),
+        (bytes(4), CloseCode.PROTOCOL_ERROR),
+        (b"\x00\x00\x00\x02\x08", CloseCode.PROTOCOL_ERROR),
+        (b"\xff\xff\xff\xff", CloseCode.FRAME_TOO_LARGE),
+        (b"\x00\x00\x00\x02\xff\xff", CloseCode.PROTOCOL_ERROR),
+        (encode(PingFrame(1)), CloseCode.PROTOCOL_ERROR),
+        (encode(LaneOpen("a", 1)), CloseCode.PROTOCOL_ERROR),
+        (encode(LaneOpen("a")) * 2, CloseCode.PROTOCOL_ERROR),
+    ],
+)
+async def test_nonsense_where_a_lane_is_opened_again(autojump_clock: MockClock, first: bytes, code: CloseCode) -> None:
+    async with open_world(clients=0, network=MemoryNetwork(delay=0.01)) as world:
+        async with open_raw(world.network, "first") as raw, open_raw(world.network, "second") as again:
+            raw.open(hello())
+            token = (await raw.frame(Welcome)).session_token
+            raw.open(LaneOpen("a"))
+            await trio.sleep(0.1)
+            again.open(replace(hello(), session_token=token))
+            assert (await again.frame(Welcome)).lanes == (LaneState("a", 0, 0),)
+            again.write(again.engine.open_stream(), first, fin=first == b"\x00\x00" or len(first) == 5)
+            ended = await again.ended()
+            assert (ended.application, ended.code) == (True, code)
+        assert world.server.statistics().held_bytes == 0

@@ -117,14 +117,15 @@ def _ignore(_: Event) -> None:
 @asynccontextmanager
 async def _open_child(module: str, settings: Event, heard: Callable[[Event], None]) -> AsyncIterator[Child]:
     """Run a module for the length of the block, from its first line of output on. At its end it is killed, if it still runs."""
-    # A process group of its own: a Ctrl-C is for the conductor, which ends its children.
+    # A session of its own: a Ctrl-C is for the conductor, which ends its children; and where the scheduler shares the processors out
+    # among sessions, a server and its clients are not to be one.
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", module, json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        process_group=0,
+        start_new_session=True,
     )
     child = Child(process, heard)
     async with trio.open_nursery() as nursery:

@@ -30,6 +30,8 @@ from tests.endurance.ledger import Ledger
 from tests.endurance.program import Work, blocks, obey, prepare, say
 from tests.endurance.traffic import Caller, Mix, make_router
 
+LEAVE = 15.0
+"""Seconds: more than a client takes that says goodbye within its ``close_grace``."""
 CONNECTING = 32
 """Clients that connect at a time: more only wait in line for the server's processor."""
 
@@ -97,11 +99,13 @@ class Crowd:
         return open_client("127.0.0.1", port, client_id=client_id, tls=self._tls, router=router, config=self._config)
 
     def disperse(self) -> None:
-        """Let all clients leave."""
+        """Let all clients leave, and nobody begin another call. Who is in the middle of one has `LEAVE` seconds."""
         self._over.set()
-        if not self._gathered:
-            # Whoever had started this is gone, and so may be the server.
-            self._nursery.cancel_scope.cancel()
+        for work in (self._work, self._guests):
+            if work is not None:
+                work.goes_on = False
+        # Whoever had started this may be gone, and the server with it: before all were connected nobody waits at all.
+        self._nursery.cancel_scope.deadline = trio.current_time() + (LEAVE if self._gathered else 0)
 
     # -- commands ----------------------------------------------------------------------------------------------------
     async def work(self, *, tasks: int, mix: Mapping[str, Any], calls: int | None = None) -> Mapping[str, Any]:
@@ -220,6 +224,8 @@ async def main(settings: Mapping[str, Any]) -> None:
             commands = (crowd.work, crowd.hush, crowd.invite, crowd.figures, crowd.times, crowd.left)
             await obey({command.__name__: command for command in commands})
             crowd.disperse()
+        if nursery.cancel_scope.cancelled_caught:
+            crowd.remains.append(f"a client was not gone within {LEAVE:g} s")
         say(event="ended", left=[*crowd.remains, *(f"task {task.name}" for task in all_tasks() - before)])
 
 

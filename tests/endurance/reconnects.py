@@ -110,25 +110,32 @@ class Watch:
         return [event for event in self.events if event.get("client") == client]
 
 
-async def force(watch: Watch, door: Door, client: str, kind: str) -> None:
+async def force(watch: Watch, door: Door, client: str, kind: str, patience: float = PATIENCE) -> None:
     """End a client's connection through its door, and wait until the client is back.
+
+    Args:
+        watch: hears of the client.
+        door: the client's.
+        client: it.
+        kind: one of `KINDS`.
+        patience: seconds for each step of that.
 
     Raises:
         Stalled: it has not noticed, or has not come back.
     """
     try:
         # One that has lost its connection by itself, on a machine that stood still, would not lose it again.
-        await watch.until(lambda: watch.is_up(client))
+        await watch.until(lambda: watch.is_up(client), patience)
         losses = watch.losses.get(client, 0)
         if kind == "forget":
             door.forget()
         else:
             door.cut = kind  # type: ignore[assignment]  # one of KINDS
-        await watch.until(lambda: watch.losses.get(client, 0) > losses)
+        await watch.until(lambda: watch.losses.get(client, 0) > losses, patience)
         door.cut = "none"
-        await watch.until(lambda: watch.is_up(client))
+        await watch.until(lambda: watch.is_up(client), patience)
     except trio.TooSlowError:
-        raise Stalled(f"{client}, cut {kind}, for {PATIENCE:g} s until {time.monotonic()}: {watch.of(client)[-6:]}") from None
+        raise Stalled(f"{client}, cut {kind}, for {patience:g} s until {time.monotonic()}: {watch.of(client)[-6:]}") from None
 
 
 class Stalled(Exception):

@@ -49,6 +49,7 @@ class Report:
         settings: what it was run with.
         checks: in order.
         figures: what was measured beside.
+        series: what was sampled over time, (minute, value) each; for the file only.
         notes: findings in words: what was left over, which errors there were.
         machine: where and from which commit, as it began.
     """
@@ -57,6 +58,7 @@ class Report:
     settings: Mapping[str, Any]
     checks: list[Check] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     machine: Mapping[str, Any] = field(default_factory=lambda: {**machine(), "load": os.getloadavg()})
 

@@ -16,9 +16,10 @@ import pytest
 import trio
 
 from tests.endurance import drain, kill, reconnects, rolling, soak, stuck
-from tests.endurance.children import ROOT
+from tests.endurance.children import ROOT, open_crowd, open_server
 from tests.endurance.conduct import Bar, Common, conduct
 from tests.endurance.report import Report
+from tests.endurance.traffic import Mix
 
 pytestmark = pytest.mark.realtime
 
@@ -88,3 +89,17 @@ def running(argument: str) -> list[str]:
     """Return the processes that were called with this."""
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if argument in line and "tests.endurance" in line]
+
+
+async def test_processes_end_with_a_conductor_that_was_killed(tmp_path: Path) -> None:
+    # Nobody hushes them: all they get is the end of their standard input, in the middle of work.
+    with trio.fail_after(60):
+        async with open_server(tmp_path, {}) as server, open_crowd(tmp_path, "one", [server.hello["port"]], {}) as crowd:
+            await crowd.ask("work", tasks=2, mix=asdict(Mix(pause=0.01)))
+            await server.ask("talk", tasks=2, mix=asdict(Mix(pause=0.01)))
+            await crowd.ask(
+                "invite", ids=["guest"], ports=[server.hello["port"]], stay=0.5, away=0.5, mix=asdict(Mix(pause=0.01))
+            )
+            await trio.sleep(0.5)
+            await server.stop()
+            await crowd.stop()

@@ -126,7 +126,7 @@ class MessageType(betterproto2.Enum):
 @dataclass(eq=False, repr=False)
 class Ack(betterproto2.Message):
     """
-    The outcome of a message that wanted one. It stays with its sender until it is receipted, and is replayed from there
+    The outcome of a message that wanted one. It stays with its sender until it is confirmed, and is replayed from there
     after a resume, never computed again.
     """
 
