@@ -26,7 +26,7 @@ GAP = 0.1
 DELAY = 0.02
 JITTER = 0.005
 LOSSES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)
-SIZES = (200, 3000, 20_000)
+SIZES = (200, 3000)
 
 
 class Outcome(NamedTuple):

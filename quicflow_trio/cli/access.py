@@ -18,7 +18,10 @@ from .common import CommandFailed, ExitCode, Flag
 __all__ = ["Admission", "Credentials"]
 
 PEM = b"-----BEGIN"
-ALGORITHMS = {True: ("EdDSA", "ES256", "ES384", "RS256", "PS256"), False: ("HS256", "HS384", "HS512")}
+ALGORITHMS: dict[bool, tuple[str, ...]] = {
+    True: ("EdDSA", "ES256", "ES384", "RS256", "PS256"),
+    False: ("HS256", "HS384", "HS512"),
+}
 """By whether the key is a public one: a public key must never pass for a secret, which everybody would know then."""
 
 

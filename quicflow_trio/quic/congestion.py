@@ -26,6 +26,8 @@ class LossyCongestionControl(RenoCongestionControl):
     with nothing but a probe. The floor is not fair to others on a link that is full, so nobody gets it who has not asked for it.
     """
 
+    congestion_window: int
+
     def __init__(self, *, max_datagram_size: int) -> None:
         super().__init__(max_datagram_size=max_datagram_size)
         self._floor = FLOOR_PACKETS * max_datagram_size
