@@ -64,7 +64,8 @@ def make_app(name: str) -> App:
 def run_app(app: App) -> None:
     """Run a session's command line and end the process: 130 after a Ctrl-C, with its children ended and no traceback."""
     with interruptible():
-        app()
+        # Said here: without them it warns wherever the environment speaks of a test run.
+        app(sys.argv[1:])
 
 
 @contextmanager
