@@ -24,6 +24,7 @@ from tests.abuse.udp import (
     bare_socket,
     first_flight,
     first_flights,
+    machine_is_quiet,
     open_attacker,
     open_victim,
     replies,
@@ -131,6 +132,7 @@ async def test_5_initials_below_1200_bytes_are_dropped() -> None:
 
 # -- 6: spoofed Initials -------------------------------------------------------------------------------------------------
 @realtime
+@pytest.mark.no_cover
 async def test_6_a_flood_of_spoofed_initials_turns_retry_on() -> None:
     rate, seconds = 5000, 2.0
     with sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM) as flood:
@@ -165,10 +167,9 @@ async def test_6_a_flood_of_spoofed_initials_turns_retry_on() -> None:
             assert figures["retries_sent"] > sent / 2
             assert figures["half_open"] <= 110, "a Retry leaves nothing behind"
             assert came_in == 4
-            # The bound is 10 %. Measured: 8 %, 11 % beside ten others who want the two cores, and 30 % before a Retry was made of ready
-            # parts. What a core is differs from machine to machine, so the suite only tells these apart.
+            # Measured: 8 %, and 11 % for the same work beside ten others who want the two cores.
             used = min(after - before for before, after in itertools.pairwise(spent)) - quiet
-            assert used <= 0.2, f"{used:.1%} of a core for {sent / seconds:.0f} Initials/s"
+            assert used <= (0.1 if machine_is_quiet() else 0.15), f"{used:.1%} of a core for {sent / seconds:.0f} Initials/s"
 
 
 # -- 7: tokens -----------------------------------------------------------------------------------------------------------
