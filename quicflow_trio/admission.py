@@ -202,7 +202,7 @@ class Admission:
             del self.connections[connection]
             if session is not None:
                 self.registry.forget(session)
-                session._link.release()
+                session._release()
 
     def _session_at_home(self, connection: Connection) -> Session | None:
         """Return the session that began on a connection: others that carried it since leave its end to that one's task."""

@@ -261,7 +261,7 @@ async def open_client(
                         client._supervisor.end(partial(ConnectionClosed, "the client was closed"))
         finally:
             client._supervisor.set_state(ClientState.IDLE, "closed")
-            client._link.release()
+            client._release()
             client._events.close()
     if client._supervisor.refusal is not None and not client._supervisor.refusal_seen:
         raise client._supervisor.refusal()

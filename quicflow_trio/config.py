@@ -159,7 +159,7 @@ class ClientConfig(_PeerConfig):
     Attributes:
         heartbeat_interval: seconds between pings; the server's, when that is shorter.
         heartbeat_timeout: seconds without any frame from the server after which the connection counts as lost; while a frame is incomplete,
-            seconds in which it must bring 32 bytes each.
+            seconds in which it must bring 8 bytes each.
         handshake_timeout: seconds that one connection attempt may take until TLS is done.
         hello_timeout: seconds that the server may take to answer the hello.
         authenticate_timeout: seconds that a function given as ``credentials`` may take.

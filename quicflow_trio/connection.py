@@ -161,6 +161,7 @@ class Connection:
             # After the heartbeat time-out the peer has given up by itself.
             self._endpoint.remove_pump(self.pump, self.engine.last_word, self._heartbeat_timeout)
             self._finish()
+            self.engine.release()
 
     def _finish(self) -> None:
         self.state = ConnectionState.CLOSED

@@ -130,6 +130,11 @@ class Dispatcher:
         self.crew.blocked.pop(self, None)
         self._watch.stop()
 
+    def release(self) -> None:
+        """Stop once no handler runs, for good: only the figures are left. The peer holds this dispatcher, and would not be freed at once."""
+        self.stop()
+        del self._peer, self._progress, self._broken
+
     @property
     def running(self) -> int:
         """Handlers that run now."""

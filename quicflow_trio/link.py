@@ -89,6 +89,9 @@ class Handlers(Protocol):
     def stop(self) -> None:
         """Start no further handler."""
 
+    def release(self) -> None:
+        """Stop for good, once no handler runs any more."""
+
     async def wait_idle(self) -> None:
         """Wait until no handler runs and no decoded message waits for one."""
 
@@ -343,7 +346,7 @@ class Link:
 
     def release(self) -> None:
         """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
-        self.dispatcher.stop()
+        self.dispatcher.release()
         self._budget.held -= self.held_bytes
         self.held_bytes = 0
 

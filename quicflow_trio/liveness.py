@@ -13,8 +13,10 @@ from __future__ import annotations
 
 __all__ = ["FrameWatch"]
 
-SLOWEST = 32.0
-"""Bytes per second that a connection brings, on average over a heartbeat time-out, while a frame is incomplete: a packet or two in 45 s."""
+SLOWEST = 8.0
+"""Bytes per second that a connection brings, on average over a heartbeat time-out, while a frame is incomplete: less than a packet in 45 s.
+
+With more than one packet, honest clients were cut off now and then on a line that loses two of five."""
 
 LOOKS = 45.0
 """Looks in one heartbeat time-out, at most."""

@@ -132,6 +132,12 @@ class Peer:
         self._family[lane.name] = self
         self._since_yield = 0
 
+    def _release(self) -> None:
+        """Give back what the session still holds, once it has ended and no handler runs any more."""
+        self._link.release()
+        # Peers that know each other would wait for the garbage collector.
+        self._family.clear()
+
     async def send(self, message: Message) -> Sent:
         """Queue a message for the peer, in order on this lane, and return once it is in the bounded outbox.
 

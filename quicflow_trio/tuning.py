@@ -17,8 +17,8 @@ def tune_garbage_collector() -> None:
 
     A full collection walks over everything that lives. With 1,000 connected clients that took 300 ms, during which nobody is answered,
     every few seconds under load. This keeps what was imported out of it for good (`gc.freeze`) and lets full collections come a
-    hundred times more seldom; messages need none, they are freed at once. The price is memory: what refers to itself in a circle, an
-    ended connection of some 40 KB for one, stays until the next full collection.
+    hundred times more seldom; messages and ended connections need none, they are freed at once. The price is memory: what your
+    program leaves behind that refers to itself in a circle stays until the next full collection.
     """
     gc.collect()
     gc.freeze()

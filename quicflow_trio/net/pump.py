@@ -148,6 +148,8 @@ class Pump:
             await self._turns()
         finally:
             self._stop_alarm()
+            # It holds this pump: what refers to itself in a circle would wait for the garbage collector.
+            del self._driver
 
     async def _turns(self) -> None:
         engine, driver = self._engine, self._driver
@@ -229,11 +231,13 @@ class Pump:
         earlier, self._alarm = self._alarm, _Alarm(self)
         self._alarm_at = at
         if earlier is not None:
+            earlier.pump = None
             self._timers.ended_early()
         self._timers.add(at, self._alarm)
 
     def _stop_alarm(self) -> None:
         if self._alarm is not None:
+            self._alarm.pump = None
             self._alarm = None
             self._timers.ended_early()
 
@@ -252,18 +256,19 @@ class Pump:
 
 
 class _Alarm:
-    """A pump's entry among the timers."""
+    """A pump's entry among the timers, where it stays for a while when it no longer matters: without its pump."""
 
-    __slots__ = ("_pump",)
+    __slots__ = ("pump",)
 
     def __init__(self, pump: Pump) -> None:
-        self._pump = pump
+        self.pump: Pump | None = pump
 
     @property
     def live(self) -> bool:
         """True while the pump has no other alarm."""
-        return self._pump._alarm is self
+        return self.pump is not None
 
     def expire(self, now: float) -> None:
         """Ring."""
-        self._pump._ring(now)
+        if self.pump is not None:
+            self.pump._ring(now)

@@ -352,8 +352,8 @@ class LaneReceiver:
             self._handled = seq
         else:
             self._note_handled(seq)
-        if frame.redeliver:
-            # Its sender keeps it until it hears of this, so that must not wait for something else to be said.
+        if frame.redeliver or incoming.cancelled:
+            # Its sender keeps it, or its cancellation, until it hears of this, so that must not wait for something else to be said.
             self._tell_handled = True
         if frame.wants_ack and (self.attached or self.keeps) and not incoming.cancelled:
             self._ack_seq = ack_seq = self._ack_seq + 1

@@ -21,6 +21,7 @@ from .engine import (
     StreamStopped,
 )
 from .hardened import HardenedConnection
+from .lean import take_apart
 from .limits import Windows
 from .probes import ProbeBudget
 from .resets import ResetKey
@@ -355,6 +356,10 @@ class AioquicEngine:
             return False
         core.migrate()
         return True
+
+    def release(self) -> None:
+        """See `Engine.release`."""
+        take_apart(self._core)
 
     @property
     def closing(self) -> bool:

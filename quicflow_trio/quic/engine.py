@@ -256,6 +256,9 @@ class Engine(Protocol):
             False when there is no other id, or the handshake is not confirmed; then nothing has changed.
         """
 
+    def release(self) -> None:
+        """Free what an ended connection holds. Afterwards there is nothing left but the figures: why it ended, `rtt` and the like."""
+
     @property
     def closing(self) -> bool:
         """True from `close`, or from the peer's close, on."""

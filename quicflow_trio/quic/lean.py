@@ -15,7 +15,7 @@ from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
-__all__ = ["drop_handshake", "make_lean"]
+__all__ = ["drop_handshake", "make_lean", "take_apart"]
 
 _Handler = Callable[..., None]
 _Entry = tuple[_Handler, frozenset[tls.Epoch]]
@@ -116,3 +116,20 @@ def drop_handshake(connection: QuicConnection) -> None:
     for path in core._network_paths:
         path.local_challenges = _Challenges(path.local_challenges)
         path.remote_challenges = _Challenges(path.remote_challenges)
+
+
+def take_apart(connection: QuicConnection) -> None:
+    """Cut what leads from the parts of an ended connection back to it, so that it is freed at once, all of it.
+
+    Left to the garbage collector, the remains of thousands of handshakes are collected in one go, and nobody is answered for 200 ms.
+    """
+    core: Any = connection
+    vars(core)[_HANDLERS] = {}
+    core._cryptos, core._cryptos_initial = {}, {}
+    core._loss._send_probe = None
+    # Packets sent know whom to tell when they arrive.
+    for space in core._spaces.values():
+        space.sent_packets.clear()
+    core._loss.spaces, core._spaces = [], {}
+    # Not by clearing: once the handshake is over, `tls` has a few attributes left, and these are not among them.
+    vars(core.tls).update(alpn_cb=None, get_session_ticket_cb=None, new_session_ticket_cb=None, update_traffic_key_cb=None)

@@ -198,6 +198,9 @@ class Qh3Engine(Qh3Driver):
             return False
         return True
 
+    def release(self) -> None:
+        """See `Engine.release`."""
+
     @property
     def closing(self) -> bool:
         """True from `close`, or from the peer's close, on."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import ssl
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,7 +116,7 @@ class TLSContext:
             authorities = _load_certificates("ca_file", config.ca_file)
             self._trusted = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in authorities)
         self.client_verifier: Final = _client_verifier(config)
-        self._server_configurations = lru_cache(maxsize=4)(self._make_server_configurations)
+        self._server_configurations: dict[tuple[object, ...], Mapping[int, QuicConfiguration]] = {}
 
     def client_configuration(
         self, *, server_name: str, alpn: Sequence[str], idle_timeout: float, datagram_size: int, congestion: str = "reno"
@@ -133,15 +132,12 @@ class TLSContext:
 
         The same objects come back for the same arguments: all connections share them.
         """
-        return self._server_configurations(tuple(alpn), idle_timeout, datagram_size, congestion)
-
-    def _make_server_configurations(
-        self, alpn: tuple[str, ...], idle_timeout: float, datagram_size: int, congestion: str
-    ) -> Mapping[int, QuicConfiguration]:
-        any_version = self._make_configuration(alpn, idle_timeout, datagram_size, congestion, SUPPORTED_VERSIONS, None)
-        configurations = {0: any_version}
-        for version in SUPPORTED_VERSIONS:
-            configurations[version] = dataclasses.replace(any_version, supported_versions=[version])
+        arguments = (tuple(alpn), idle_timeout, datagram_size, congestion)
+        configurations = self._server_configurations.get(arguments)
+        if configurations is None:
+            any_version = self._make_configuration(*arguments, SUPPORTED_VERSIONS, None)
+            one_version = {version: dataclasses.replace(any_version, supported_versions=[version]) for version in SUPPORTED_VERSIONS}
+            configurations = self._server_configurations[arguments] = {0: any_version} | one_version
         return configurations
 
     def _make_configuration(

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import socket as sockets
+import statistics
 from collections import Counter
 
 import pytest
@@ -24,7 +25,6 @@ from tests.abuse.udp import (
     bare_socket,
     first_flight,
     first_flights,
-    machine_is_quiet,
     open_attacker,
     open_victim,
     replies,
@@ -132,8 +132,9 @@ async def test_5_initials_below_1200_bytes_are_dropped() -> None:
 
 # -- 6: spoofed Initials -------------------------------------------------------------------------------------------------
 @realtime
+@pytest.mark.no_cover
 async def test_6_a_flood_of_spoofed_initials_turns_retry_on() -> None:
-    rate, seconds = 5000, 2.0
+    rate = 5000
     with sockets.socket(sockets.AF_INET, sockets.SOCK_DGRAM) as flood:
         async with open_victim(limits={"initials_per_second": 50}) as victim:
             # Nobody reads what this socket gets. The first ones are whole; of the others only the header will be looked at.
@@ -143,32 +144,35 @@ async def test_6_a_flood_of_spoofed_initials_turns_retry_on() -> None:
                 flood.sendto(data, victim.address)
                 await trio.lowlevel.checkpoint()
             await victim.until(lambda now: now["retries_sent"] >= 50)
-            quiet = victim.cpu()
-            await trio.sleep(1)
-            quiet = victim.cpu() - quiet
-            spent, started, sent = [victim.cpu()], trio.current_time(), 0
-            came_in = 0
-            while (now := trio.current_time()) < started + seconds:
+            quiet = [victim.cpu()]
+            for _ in range(4):
+                await trio.sleep(0.5)
+                quiet.append(victim.cpu())
+            before, started, sent = (victim.cpu(), 0), trio.current_time(), 0
+            came_in, halves, used = 0, 0, 1.0
+            # What else runs on the machine makes the same work dearer, never cheaper: the best half second counts, and there may be more.
+            while (seconds := trio.current_time() - started) < 2 or (used > 0.1 and seconds < 15):
                 # In steps, for a machine that cannot keep up: the client beside runs here as well.
-                for _ in range(min(50, round((now - started) * rate) - sent)):
+                for _ in range(min(50, round(seconds * rate) - sent)):
                     flood.sendto(real[0][:6] + os.urandom(8) + real[0][14:], victim.address)
                     sent += 1
-                if now - started > came_in * seconds / 4:
+                if seconds > came_in / 2:
                     # A real client still gets in, one round trip later.
                     async with open_attacker(victim) as client:
                         assert client.got(HandshakeCompleted)
                     came_in += 1
-                if now - started >= len(spent):
-                    spent.append(victim.cpu())
+                if seconds >= (halves + 1) / 2:
+                    halves, after = halves + 1, (victim.cpu(), sent)
+                    extra = (
+                        after[0] - before[0] - statistics.median(later - earlier for earlier, later in itertools.pairwise(quiet))
+                    )
+                    used, before = min(used, extra / (after[1] - before[1]) * rate), after
                 await trio.sleep(0.002)
-            spent.append(victim.cpu())
             figures = await victim.figures()
             assert figures["retries_sent"] > sent / 2
             assert figures["half_open"] <= 110, "a Retry leaves nothing behind"
-            assert came_in == 4
-            # Measured: 8 %, and 11 % for the same work beside ten others who want the two cores.
-            used = min(after - before for before, after in itertools.pairwise(spent)) - quiet
-            assert used <= (0.1 if machine_is_quiet() else 0.15), f"{used:.1%} of a core for {sent / seconds:.0f} Initials/s"
+            assert came_in >= 4
+            assert used <= 0.1, f"{used:.1%} of a core for {sent / seconds:.0f} Initials/s"
 
 
 # -- 7: tokens -----------------------------------------------------------------------------------------------------------

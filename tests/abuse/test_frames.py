@@ -100,7 +100,7 @@ async def beat(raw: Raw) -> None:
 
 @pytest.mark.parametrize("where", ["control", "lane", "lane, while it beats"])
 async def test_13_a_frame_at_one_byte_per_ten_seconds(autojump_clock: MockClock, where: str) -> None:
-    """Bound: a frame that has begun brings its end, or 32 bytes a second, within the heartbeat time-out, or its connection is closed.
+    """Bound: a frame that has begun brings its end, or 8 bytes a second, within the heartbeat time-out, or its connection is closed.
 
     It is seen to have begun, and to stand still, when something else comes: within the 15 s of the heartbeats.
     """

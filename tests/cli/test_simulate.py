@@ -72,7 +72,13 @@ def test_a_signal_ends_it_and_shows_what_was_done(start: Callable[..., Child]) -
     workers: list[str] = []
     while not workers:
         time.sleep(0.05)
-        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        # By name: what is imported may start processes of its own, and a signal in that time meets no command yet.
+        workers = [
+            child
+            for child in children
+            if "quicflow_trio.simulate.worker" in Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8")
+        ]
     child.process.send_signal(signal.SIGINT)
     ended = child.end()
     assert (ended.code, ended.err) == (130, "")

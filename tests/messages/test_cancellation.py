@@ -399,3 +399,14 @@ async def test_session_close(autojump_clock: MockClock) -> None:
 
         assert await sweep(close, check) >= 1
         assert await sweep(close, check, everyone=True) >= 2
+
+
+async def test_a_cancellation_is_kept_no_longer_than_its_message(autojump_clock: MockClock) -> None:
+    """Nothing else is said on the lane after it, so the peer has to tell by itself that it is done with it."""
+    async with open_world(network=MemoryNetwork(delay=0.01), router=slow_router()) as world:
+        client = world.clients["client-0"]
+        with trio.move_on_after(0.1) as scope:
+            await client.request(Message.command(b"x"))
+        assert scope.cancelled_caught
+        await trio.sleep(1)
+        assert not client._link.lanes[""]._cancelled

@@ -91,6 +91,9 @@ class Handlers:
     def stop(self) -> None:
         self._lanes.clear()
 
+    def release(self) -> None:
+        self.stop()
+
     async def wait_idle(self) -> None:
         raise AssertionError("not here")
 
