@@ -294,7 +294,9 @@ class Admission:
         session.resume(connection)
         self.registry.enter(session)
         session.note("connected", "{}:{}".format(*session.remote_address))
-        self._instruments.report_connect(session.client_id, session.remote_address, away=away, attempts=0, resumed=True)
+        self._instruments.report_connect(
+            session.client_id, session.remote_address, session.protocol, away=away, attempts=0, resumed=True
+        )
         return session
 
     def _make_session(self, client_id: str, connection: Connection) -> Session:
@@ -338,7 +340,7 @@ class Admission:
         away = None
         if before is not None:
             away = 0.0 if before.change == "connected" else session.connected_at - before.at
-        self._instruments.report_connect(client_id, session.remote_address, away=away, attempts=0)
+        self._instruments.report_connect(client_id, session.remote_address, session.protocol, away=away, attempts=0)
         return session
 
     def _report_end(self, session: Session, connection: Connection) -> None:

@@ -141,6 +141,10 @@ class Connection:
         self._handshake_deadline = now + handshake_timeout
         self._frames = FrameWatch(heartbeat_timeout)
         self._dialect: Dialect | None = None
+        # What is left of it once the connection has ended.
+        self._ended: ConnectionEnded | None = None
+        self._protocol = ""
+        self._bytes = (0, 0)
         self._quiet: trio.Event | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ class Connection:
             # After the heartbeat time-out the peer has given up by itself.
             self._endpoint.remove_pump(self.pump, self.engine.last_word, self._heartbeat_timeout)
             self._finish()
-            self.engine.release()
+            self._release()
 
     def _finish(self) -> None:
         self.state = ConnectionState.CLOSED
@@ -179,6 +183,12 @@ class Connection:
             self._report_error("network", ended.reason)
         self._owner.connection_ended(self, ended)
         self.closed.set()
+
+    def _release(self) -> None:
+        """Keep the figures only: what leads back here from engine and dialect would leave all of it to the garbage collector."""
+        self._ended, self._protocol, self._bytes = self.ended, self.protocol, (self.bytes_sent, self.bytes_received)
+        self._dialect = None
+        self.engine.release()
 
     def _report_error(self, error: str, detail: str) -> None:
         self.instruments.report_error("" if self.link is None else self.link.client_id, error, detail)
@@ -209,13 +219,13 @@ class Connection:
     @property
     def ended(self) -> ConnectionEnded | None:
         """Why the connection ends, in the words of quicflow/2, as soon as that is known."""
-        ended = self.engine.ended
+        ended = self._ended or self.engine.ended
         return ended if ended is None or self._dialect is None else self._dialect.meaning_of(ended)
 
     @property
     def protocol(self) -> str:
         """The message protocol that it speaks, by its name in TLS; empty before TLS is done."""
-        return "" if self._dialect is None else self._dialect.alpn
+        return self._protocol if self._dialect is None else self._dialect.alpn
 
     @property
     def context(self) -> dict[str, object]:
@@ -365,8 +375,9 @@ class Connection:
         self._speak().send(frame)
 
     def ping(self) -> None:
-        """Send a heartbeat."""
-        self._speak().ping()
+        """Send a heartbeat; the last one may be due when the connection has just ended."""
+        if self._dialect is not None:
+            self._dialect.ping()
 
     def say_goodbye(self, code: CloseCode, reason: str, retry_after: float = 0.0) -> None:
         """Tell the peer to start nothing new; what is on the wire is finished. No effect the second time."""
@@ -385,12 +396,12 @@ class Connection:
     @property
     def bytes_sent(self) -> int:
         """Stream bytes written."""
-        return 0 if self._dialect is None else self._dialect.bytes_sent
+        return self._bytes[0] if self._dialect is None else self._dialect.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """Stream bytes received."""
-        return 0 if self._dialect is None else self._dialect.bytes_received
+        return self._bytes[1] if self._dialect is None else self._dialect.bytes_received
 
     def unacked(self) -> int:
         """Return how many bytes written the peer's transport has not acknowledged."""

@@ -348,7 +348,9 @@ class Supervisor:
         assert address is not None, "whoever says welcome has an address"
         away = None if self._lost_at is None else trio.current_time() - self._lost_at
         attempts = self.attempts - self._attempts_at_loss
-        self._instruments.report_connect(self._client_id, (address[0], address[1]), away=away, attempts=attempts, resumed=resumed)
+        self._instruments.report_connect(
+            self._client_id, (address[0], address[1]), connection.protocol, away=away, attempts=attempts, resumed=resumed
+        )
         self.set_state(ClientState.CONNECTED)
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:

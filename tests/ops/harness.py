@@ -179,7 +179,7 @@ class FakeServer:
         await trio.sleep_forever()
 
     def connect_event(self, client_id: str) -> ConnectEvent:
-        return ConnectEvent(at=1.5, client_id=client_id, remote_address=("127.0.0.1", 4))
+        return ConnectEvent(at=1.5, client_id=client_id, remote_address=("127.0.0.1", 4), protocol="quicflow/2")
 
     def sent_event(self, client_id: str) -> MessageSentEvent:
         return MessageSentEvent(at=1.5, client_id=client_id, message_id=bytes(16), type="EVENT", size=1, lane="", wants_ack=False)
