@@ -99,7 +99,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def endure(session: nox.Session) -> None:
-    """Prove with real processes over real UDP: `-- reconnects`, `kill`, `drain`, `rolling`, `stuck` or `soak` (half an hour); `-- --help`."""
+    """Prove with real processes over real UDP: `-- reconnects`, `kill`, `drain`, `rolling`, `stuck`, `original` or `soak` (half an hour); `-- --help`."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "tests.endurance", *(session.posargs or ["--help"]))
 

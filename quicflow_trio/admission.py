@@ -17,7 +17,7 @@ from .deadlines import Deadlines
 from .dispatch import run_handlers
 from .endings import ending_text, loss, reason_label, report_end, survivable
 from .errors import ClientNotConnected, ConnectionClosed, RemoteProtocolError
-from .gatekeeper import Gatekeeper
+from .gatekeeper import Gatekeeper, is_named
 from .link import Link
 from .net.endpoint import Endpoint
 from .net.key_file import load_reset_key
@@ -27,8 +27,9 @@ from .observe.events import DisconnectReason
 from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
 from .observe.metrics import count
+from .protocol.backbone1 import NO_SESSION
 from .protocol.credit import RETURN_WINDOW, CreditBudget, connection_window
-from .protocol.handshake import ALPN, RESUMING, REVISION, TOKEN_BYTES, Terms, check_hello
+from .protocol.handshake import BACKBONE1, RESUMING, REVISION, TOKEN_BYTES, Terms, alpn_offer, check_hello
 from .protocol.state import CloseCode
 from .protocol.waiting import WaitingTable
 from .quic.engine import Address, ConnectionEnded
@@ -136,7 +137,7 @@ class Admission:
         engine = self._engines.server_engine(
             self._tls,
             original_destination_id=header.destination if header.original is None else header.original,
-            alpn=[ALPN],
+            alpn=alpn_offer(config.protocol),
             idle_timeout=config.heartbeat_timeout * 2,
             windows=self._windows,
             datagram_size=config.datagram_size,
@@ -239,6 +240,9 @@ class Admission:
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
+        if connection.protocol == BACKBONE1 and self._is_taken(hello.client_id, connection):
+            connection.close(CloseCode.OVERLOADED, NO_SESSION)
+            return
         self._gatekeeper.check(
             connection,
             hello.client_id,
@@ -247,13 +251,22 @@ class Admission:
             admit=partial(self._admit, connection, hello, terms),
         )
 
+    def _is_taken(self, client_id: str, connection: Connection) -> bool:
+        """Return True for an id whose session this client of quic-backbone-v1 may not take over: most prove nothing."""
+        session = self.registry.get(client_id)
+        if session is None or session.retired:
+            return False
+        if session.vouched and not (session.protocol == BACKBONE1 and is_named(connection, client_id)):
+            return True
+        return self._config.v1_duplicates == "refuse" and session.connected
+
     def _admit(self, connection: Connection, hello: Hello, terms: Terms, identity: Identity) -> None:
         config = self._config
         session = self._resume(connection, hello) if terms.revision >= RESUMING else None
         resumed = session is not None
         if session is None:
             session = self._make_session(hello.client_id, connection)
-        connection.send_welcome(
+        connection.send(
             Welcome(
                 revision=REVISION,
                 session_id=session.id,
@@ -281,7 +294,9 @@ class Admission:
         session.resume(connection)
         self.registry.enter(session)
         session.note("connected", "{}:{}".format(*session.remote_address))
-        self._instruments.report_connect(session.client_id, session.remote_address, away=away, attempts=0, resumed=True)
+        self._instruments.report_connect(
+            session.client_id, session.remote_address, session.protocol, away=away, attempts=0, resumed=True
+        )
         return session
 
     def _make_session(self, client_id: str, connection: Connection) -> Session:
@@ -325,12 +340,12 @@ class Admission:
         away = None
         if before is not None:
             away = 0.0 if before.change == "connected" else session.connected_at - before.at
-        self._instruments.report_connect(client_id, session.remote_address, away=away, attempts=0)
+        self._instruments.report_connect(client_id, session.remote_address, session.protocol, away=away, attempts=0)
         return session
 
     def _report_end(self, session: Session, connection: Connection) -> None:
         """Report an end once: of a session that is replaced before the beginning of the one that replaces it."""
-        ended = connection.engine.ended
+        ended = connection.ended
         if session.end_reported or ended is None:
             return
         session.end_reported = True

@@ -12,7 +12,7 @@ import trio
 from .background import open_background
 from .client_endpoint import ClientEndpoint
 from .client_state import ClientState, ClientStatistics
-from .config import ClientConfig, TLSConfig
+from .config import ClientConfig, Protocol, TLSConfig, check_protocol
 from .credentials import ClientCredentials, CredentialsSource
 from .deadlines import Deadlines
 from .dispatch import run_handlers
@@ -60,6 +60,7 @@ class Client(Peer):
         config: ClientConfig,
         network: Network | ClientEndpoint,
         credentials: CredentialsSource = b"",
+        protocol: Protocol = "auto",
     ) -> None:
         self.client_id: str = client_id
         self._instruments = Instruments()
@@ -79,7 +80,7 @@ class Client(Peer):
         super().__init__(link, link.lanes[""])
         self._credentials = ClientCredentials(credentials, config.authenticate_timeout, client_id)
         self._supervisor = Supervisor(
-            (host, port), tls, config, network, self._credentials, link, self._deadlines, self._instruments
+            (host, port), tls, config, network, self._credentials, link, self._deadlines, self._instruments, protocol
         )
         self.state: Observable[ClientState] = self._supervisor.state
 
@@ -189,7 +190,14 @@ class Client(Peer):
         return self._events.open(kinds, max_buffer_size, None)
 
 
-def _checked(tls: TLSConfig, client_id: str) -> TLSConfig:
+def _checked(client_id: str, port: int, protocol: str, tls: TLSConfig | None) -> TLSConfig:
+    """Check what `open_client` was given, and return the TLS settings."""
+    check_client_id(client_id)
+    check_protocol("protocol", protocol)
+    if not 1 <= port <= 65_535:
+        raise ConfigurationError(f"port = {port!r}: expected a whole number from 1 to 65,535")
+    if tls is None:
+        return TLSConfig.client()
     if not tls.is_client:
         raise ConfigurationError("tls: expected TLSConfig.client(...), got a server's")
     if tls.insecure:
@@ -205,6 +213,7 @@ async def open_client(
     client_id: str,
     tls: TLSConfig | None = None,
     credentials: CredentialsSource = b"",
+    protocol: Protocol = "auto",
     router: Router | None = None,
     config: ClientConfig | None = None,
     hooks: Hooks | None = None,
@@ -218,6 +227,7 @@ async def open_client(
         client_id: the id to be known by, 1 to 256 bytes of printable text. A newer connection with the same id takes over.
         tls: None verifies the server against the public authorities.
         credentials: for the server's authenticator; a function is asked for fresh ones at each attempt, and before they expire.
+        protocol: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's; see the README), or ``"auto"`` to let the server choose.
         router: handlers for messages of the server; None has none.
         config: see `ClientConfig`.
         hooks: async functions to be called on events.
@@ -233,12 +243,9 @@ async def open_client(
         ConfigurationError: at once, when an argument is out of range.
         ConnectionRefused, SessionReplaced: at the end of the block, if the server refused the client for good and no call said so.
     """
-    check_client_id(client_id)
-    if not 1 <= port <= 65_535:
-        raise ConfigurationError(f"port = {port!r}: expected a whole number from 1 to 65,535")
-    tls = _checked(TLSConfig.client() if tls is None else tls, client_id)
+    tls = _checked(client_id, port, protocol, tls)
     network = (UdpNetwork() if network is None else network).for_client(client_id)
-    client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network, credentials)
+    client = Client(host, port, client_id, TLSContext(tls), config or ClientConfig(), network, credentials, protocol)
     async with open_hooks(hooks, client._events, client._instruments.hook_failed):
         try:
             async with open_background() as background:

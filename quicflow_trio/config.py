@@ -12,22 +12,36 @@ import re
 from dataclasses import KW_ONLY, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from .errors import ConfigurationError
 from .rates import RateLimit
 
-__all__ = ["ClientConfig", "Limits", "OpsConfig", "ServerConfig", "TLSConfig"]
+__all__ = ["ClientConfig", "Limits", "OpsConfig", "Protocol", "ServerConfig", "TLSConfig", "check_protocol"]
 
 _MIB = 1024 * 1024
 
 PathLike = str | os.PathLike[str]
+
+Protocol: TypeAlias = Literal["auto", "quicflow/2", "quic-backbone-v1"]
+PROTOCOLS = get_args(Protocol)
+"""Message protocols that can be chosen; ``auto`` offers both, quicflow/2 first."""
 
 CONGESTION = ("reno", "lossy")
 """Congestion controls that can be chosen."""
 
 ENGINES = ("aioquic", "qh3")
 """QUIC libraries that can be chosen, by their module's name."""
+
+
+def check_protocol(name: str, protocol: str) -> None:
+    """Raise unless ``protocol`` can be chosen.
+
+    Raises:
+        ConfigurationError: it cannot; ``name`` says where it stands.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigurationError(f"{name} = {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
 
 def _check(owner: object, name: str, low: float, high: float, *, whole: bool = False) -> None:
@@ -102,6 +116,7 @@ class _PeerConfig:
     datagram_size: int = 1200
     congestion: Literal["reno", "lossy"] = "reno"
     engine: str = "aioquic"
+    v1_results: Literal["plain", "json"] = "plain"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -127,6 +142,8 @@ class _PeerConfig:
             )
         if self.engine not in ENGINES:
             raise ConfigurationError(f"{type(self).__name__}.engine = {self.engine!r}: expected one of {', '.join(ENGINES)}")
+        if self.v1_results not in ("plain", "json"):
+            raise ConfigurationError(f"{type(self).__name__}.v1_results = {self.v1_results!r}: expected 'plain' or 'json'")
         if find_spec(self.engine) is None:
             raise ConfigurationError(
                 f"{type(self).__name__}.engine = {self.engine!r}: it is not installed; pip install 'quicflow_trio[{self.engine}]'"
@@ -161,6 +178,7 @@ class ClientConfig(_PeerConfig):
             sides; not for links that are full, nor for round trips of more than a second. Only with ``engine="aioquic"``.
         engine: the QUIC library underneath, ``aioquic`` or ``qh3`` (an extra). Each talks to the other; see the README for what qh3
             cannot do.
+        v1_results: see `ServerConfig`.
         limits: see `Limits`.
     """
 
@@ -209,12 +227,23 @@ class ServerConfig(_PeerConfig):
             restart, also one by ``kill -9``, clients learn with their next packet that their connection is gone, and not from a
             heartbeat time-out. Servers behind one address share it. Whoever reads it can end any connection whose packets they see.
             None makes a key for this process only.
+        protocol: the message protocols that it speaks: ``"quicflow/2"``, ``"quic-backbone-v1"`` (the original's), or ``"auto"`` for both.
+        v1_duplicates: what becomes of a client of quic-backbone-v1 whose id is connected already: it takes over (``"replace"``), as with
+            quicflow/2, or is told ``failed to create session`` and may try again (``"refuse"``), as the original does.
+        allow_unauthenticated_v1: clients of quic-backbone-v1 can show no credentials. Where there is an authenticator, it is asked about
+            those only whose client certificate names their id; the others are refused, or with True taken with every permission. None
+            of them ever takes over the session of a client of quicflow/2 that has shown credentials.
+        v1_results: how results go to peers of quic-backbone-v1: as they are (``"plain"``), or as ``"json"``, which is
+            ``{"msg_id": ..., "status": ..., "result": base64}``. Both are read.
         rate: how much each client may send, unless its identity says otherwise; None does not limit it.
         limits: see `Limits`.
     """
 
     session_ttl: float = 120.0
     away: Literal["refuse", "queue"] = "refuse"
+    protocol: Protocol = "auto"
+    v1_duplicates: Literal["replace", "refuse"] = "replace"
+    allow_unauthenticated_v1: bool = False
     reset_key_file: PathLike | None = None
     rate: RateLimit | None = None
 
@@ -223,6 +252,13 @@ class ServerConfig(_PeerConfig):
         _check(self, "session_ttl", 0, 7 * 86_400)
         if self.away not in ("refuse", "queue"):
             raise ConfigurationError(f"ServerConfig.away = {self.away!r}: expected 'refuse' or 'queue'")
+        check_protocol("ServerConfig.protocol", self.protocol)
+        if self.v1_duplicates not in ("replace", "refuse"):
+            raise ConfigurationError(f"ServerConfig.v1_duplicates = {self.v1_duplicates!r}: expected 'replace' or 'refuse'")
+        if not isinstance(self.allow_unauthenticated_v1, bool):
+            raise ConfigurationError(
+                f"ServerConfig.allow_unauthenticated_v1 = {self.allow_unauthenticated_v1!r}: expected a bool"
+            )
         if self.reset_key_file is not None and not isinstance(self.reset_key_file, (str, os.PathLike)):
             raise ConfigurationError(f"ServerConfig.reset_key_file = {self.reset_key_file!r}: expected a path or None")
         if self.rate is not None and not isinstance(self.rate, RateLimit):

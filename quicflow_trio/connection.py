@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Protocol
 
 import trio
 
+from .backbone1 import Backbone1
 from .config import Limits
 from .deadlines import Deadlines
+from .dialect import Dialect, Host
 from .endings import HANDSHAKE_TIMEOUT, UNREACHABLE
 from .errors import ProtocolError, RemoteProtocolError
-from .lanes import LaneStreams
+from .flow2 import Flow2
 from .link import Link
 from .liveness import FrameWatch
 from .net.endpoint import Endpoint
@@ -24,12 +26,10 @@ from .net.pump import Pump
 from .observe.events import HeartbeatTimeoutEvent
 from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger
-from .protocol.credit import RETURN_WINDOW
 from .protocol.handshake import Terms
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
-from .protocol.pings import PingBudget, PingsSent
-from .protocol.state import CloseCode, ConnectionState, check_control_frame
+from .protocol.state import CloseCode, ConnectionState
 from .quic.engine import (
     ConnectionEnded,
     ConnectionIdIssued,
@@ -42,19 +42,7 @@ from .quic.engine import (
     StreamReset,
     StreamStopped,
 )
-from .wire import (
-    Authentication,
-    FrameReader,
-    FrameTooLarge,
-    Goodbye,
-    Hello,
-    LaneState,
-    PingFrame,
-    PongFrame,
-    Welcome,
-    decode,
-    encode,
-)
+from .wire import Authentication, FrameTooLarge, Goodbye, Hello, LaneState, Welcome
 
 __all__ = ["Connection", "ConnectionOwner"]
 
@@ -62,9 +50,7 @@ log: Logger = get_logger(__name__)
 
 _numbers = itertools.count(1)
 
-CONTROL_STREAM = 0
-CONTROL_FRAME_LIMIT = 64 * 1024
-"""Longest control frame: a hello with credentials and the state of every lane."""
+DIALECTS: Final[Mapping[str, Callable[[Host], Dialect]]] = {dialect.alpn: dialect for dialect in (Flow2, Backbone1)}
 
 
 class ConnectionOwner(Protocol):
@@ -81,7 +67,7 @@ class ConnectionOwner(Protocol):
 
 
 class Connection:
-    """One connection: control stream, liveness, drain; its lanes are `LaneStreams`. `net.pump.Driver` for its pump.
+    """One connection: its life, liveness, drain. What is said on it is its `Dialect`'s. `net.pump.Driver` for its pump.
 
     Args:
         engine: the QUIC side.
@@ -107,6 +93,9 @@ class Connection:
         last_ping: when the last ping came or, on a client, the last pong (Trio clock); None before.
         rtt_sample: seconds from ping to pong, the last one; None before, and on a server.
         goodbye: the peer's goodbye, None before it came.
+        is_client: as given.
+        limits: as given.
+        instruments: as given.
         farewell: what a cancelled connection tells its peer as its last word.
         closed: set once the connection has ended.
     """
@@ -137,7 +126,6 @@ class Connection:
         self.last_heard: float = now
         self.last_ping: float | None = None
         self.rtt_sample: float | None = None
-        self._control_bytes_sent = 0
         self.goodbye: Goodbye | None = None
         self.farewell: tuple[CloseCode, str] = (
             (CloseCode.NORMAL, "client disconnect") if is_client else (CloseCode.SHUTDOWN, "server shutdown")
@@ -145,21 +133,18 @@ class Connection:
         self.closed: trio.Event = trio.Event()
         self._endpoint = endpoint
         self._owner = owner
-        self._is_client = is_client
-        self._limits = limits
+        self.is_client: bool = is_client
+        self.limits: Limits = limits
         self._hello_timeout = hello_timeout
         self._heartbeat_timeout = heartbeat_timeout
-        self._instruments = instruments
+        self.instruments: Instruments = instruments
         self._handshake_deadline = now + handshake_timeout
-        self._control = FrameReader(CONTROL_FRAME_LIMIT)
         self._frames = FrameWatch(heartbeat_timeout)
-        self._control_arrived = 0
-        self._control_out: list[bytes] = []
-        self._lanes: LaneStreams | None = None
-        self._early: list[StreamData] = []
-        self._pings = PingsSent()
-        self._ping_budget = PingBudget(now)
-        self._said_goodbye = False
+        self._dialect: Dialect | None = None
+        # What is left of it once the connection has ended.
+        self._ended: ConnectionEnded | None = None
+        self._protocol = ""
+        self._bytes = (0, 0)
         self._quiet: trio.Event | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -175,22 +160,22 @@ class Connection:
         finally:
             # When cancelled, also between a close and the turn that sends it. The last word needs no wait, so it needs no shield either.
             if not self.engine.closing:
-                self.engine.close(int(self.farewell[0]), self.farewell[1])
+                self.engine.close(*self._in_its_words(*self.farewell))
             self._endpoint.transmit_nowait(self.engine.datagrams_to_send(trio.current_time()))
             # After the heartbeat time-out the peer has given up by itself.
             self._endpoint.remove_pump(self.pump, self.engine.last_word, self._heartbeat_timeout)
             self._finish()
-            self.engine.release()
+            self._release()
 
     def _finish(self) -> None:
         self.state = ConnectionState.CLOSED
-        if self._lanes is not None:
-            self._lanes.end()
+        if self._dialect is not None:
+            self._dialect.end()
         if self._quiet is not None:
             self._quiet.set()
-        ended = self.engine.ended
+        ended = self.ended
         assert ended is not None, "an engine that is closing knows why"
-        counters = self._instruments.counters
+        counters = self.instruments.counters
         counters.packets_lost += self.engine.packets_lost
         counters.inbox_drops += self.pump.dropped
         if not ended.application:
@@ -199,8 +184,14 @@ class Connection:
         self._owner.connection_ended(self, ended)
         self.closed.set()
 
+    def _release(self) -> None:
+        """Keep the figures only: what leads back here from engine and dialect would leave all of it to the garbage collector."""
+        self._ended, self._protocol, self._bytes = self.ended, self.protocol, (self.bytes_sent, self.bytes_received)
+        self._dialect = None
+        self.engine.release()
+
     def _report_error(self, error: str, detail: str) -> None:
-        self._instruments.report_error("" if self.link is None else self.link.client_id, error, detail)
+        self.instruments.report_error("" if self.link is None else self.link.client_id, error, detail)
 
     def open(self, link: Link, terms: Terms, resumed: Collection[LaneState] | None = None) -> None:
         """Carry a session from now on: hello and welcome were exchanged. ``resumed`` as for `Link.attach`."""
@@ -208,14 +199,10 @@ class Connection:
         self.terms = terms
         self.state = ConnectionState.OPEN
         self.opened_at = trio.current_time()
-        self._lanes = lanes = LaneStreams(
-            self.engine, link, self._limits, is_client=self._is_client, revision=terms.revision, kick=self.pump.kick
-        )
-        lanes.may_start = self.goodbye is None
+        dialect = self._speak()
+        dialect.open(link, terms)
         link.attach(self, terms, resumed)
-        early, self._early = self._early, []
-        for event in early:
-            lanes.handle_data(event)
+        dialect.begin()
         self.pump.kick()
 
     def close(self, code: CloseCode, reason: str) -> None:
@@ -223,8 +210,22 @@ class Connection:
         if not self.engine.closing:
             # From here on nothing of the peer counts, not even what stands behind the offence in the same packet.
             self.state = ConnectionState.CLOSED
-            self.engine.close(int(code), reason)
+            self.engine.close(*self._in_its_words(code, reason))
             self.pump.kick()
+
+    def _in_its_words(self, code: CloseCode, reason: str) -> tuple[int, str]:
+        return (int(code), reason) if self._dialect is None else self._dialect.close_of(code, reason)
+
+    @property
+    def ended(self) -> ConnectionEnded | None:
+        """Why the connection ends, in the words of quicflow/2, as soon as that is known."""
+        ended = self._ended or self.engine.ended
+        return ended if ended is None or self._dialect is None else self._dialect.meaning_of(ended)
+
+    @property
+    def protocol(self) -> str:
+        """The message protocol that it speaks, by its name in TLS; empty before TLS is done."""
+        return self._protocol if self._dialect is None else self._dialect.alpn
 
     @property
     def context(self) -> dict[str, object]:
@@ -238,8 +239,8 @@ class Connection:
         It ends soon, but its pump can have a turn before that.
         """
         self.state = ConnectionState.CLOSED
-        if self._lanes is not None:
-            self._lanes.end()
+        if self._dialect is not None:
+            self._dialect.end()
 
     def refused(self) -> None:
         """Give up if there is no connection yet: the network says that nobody listens over there.
@@ -254,9 +255,13 @@ class Connection:
         """Close because the peer broke the protocol."""
         code = CloseCode.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else CloseCode.PROTOCOL_ERROR
         log.warning("peer broke the protocol", **self.context, error=error)
-        self._instruments.counters.decoding_errors += 1
-        self._report_error("protocol", str(error))
+        self.note_error(error)
         self.close(code, str(error))
+
+    def note_error(self, error: Exception) -> None:
+        """Count and report what the peer got wrong."""
+        self.instruments.counters.decoding_errors += 1
+        self._report_error("protocol", str(error))
 
     # -- net.pump.Driver -------------------------------------------------------------------------------------------
     def handle_events(self, events: Sequence[EngineEvent], now: float) -> None:
@@ -267,7 +272,7 @@ class Connection:
                     return
                 if event.__class__ is StreamData:
                     self.last_heard = now
-                    self._stream_data(event)
+                    self._speak().handle_data(event)
                 else:
                     self._rare_event(event)
             if now >= self._frames.due:
@@ -277,29 +282,16 @@ class Connection:
 
     def received(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
-        if self._lanes is not None:
-            self._lanes.recheck_credit()
+        if self._dialect is not None:
+            self._dialect.recheck_credit()
 
     def flush(self, now: float) -> None:
         """Write into the engine what waits to be written, one piece per stream."""
-        self._instruments.counters.mark(now)
+        self.instruments.counters.mark(now)
         if self.engine.closing or self.state is ConnectionState.CLOSED:
             return
-        lanes = self._lanes
-        if lanes is not None:
-            lanes.flush()
-            if self.goodbye is not None and not self._said_goodbye and lanes.all_received:
-                self.say_goodbye(CloseCode.NORMAL, "nothing of mine is on the wire")
-        if self._control_out:
-            if self.engine.unsent(CONTROL_STREAM) > CONTROL_FRAME_LIMIT:
-                # A peer that pings and never reads the pongs.
-                self.close(CloseCode.SLOW_CONSUMER, "the control stream is not read")
-                return
-            data = b"".join(self._control_out)
-            self._control_out.clear()
-            self._control_bytes_sent += len(data)
-            self._instruments.counters.bytes_sent += len(data)
-            self.engine.write(CONTROL_STREAM, data)
+        if self._dialect is not None:
+            self._dialect.flush()
 
     def deadline(self) -> float:
         """Return when the peer must have been heard of."""
@@ -323,8 +315,8 @@ class Connection:
     def _heartbeat_failed(self, now: float, reason: str) -> None:
         silence = now - self.last_heard
         log.warning("nothing heard from the peer", **self.context, silence=round(silence, 3), reason=reason)
-        self._instruments.counters.heartbeat_timeouts += 1
-        events = self._instruments.events
+        self.instruments.counters.heartbeat_timeouts += 1
+        events = self.instruments.events
         if events.active:
             assert self.link is not None, "only an open connection has a heartbeat"
             events.emit(HeartbeatTimeoutEvent(at=events.now(), client_id=self.link.client_id, silence=silence))
@@ -338,56 +330,9 @@ class Connection:
     # -- streams in ------------------------------------------------------------------------------------------------
     def _look_at_frames(self, now: float) -> None:
         """Close the connection when a frame has begun and does not go on; see `liveness`."""
-        begun = self._control.partial > 0 or (self._lanes is not None and self._lanes.begun)
+        begun = self._dialect is not None and self._dialect.begun
         if self._frames.look(now, self.bytes_received, begun=begun) and self.state > ConnectionState.HELLO:
             self._heartbeat_failed(now, "a frame has begun and does not go on")
-
-    def _stream_data(self, event: StreamData) -> None:
-        if event.stream_id == CONTROL_STREAM:
-            self._control_data(event)
-        elif self._lanes is not None:
-            self._lanes.handle_data(event)
-        elif self.state is ConnectionState.HELLO and self._is_client:
-            # Lane data that overtook the welcome: bounded by the initial window, read once the welcome is here.
-            self._early.append(event)
-        else:
-            raise RemoteProtocolError("the first frame must be a hello")
-
-    def _control_data(self, event: StreamData) -> None:
-        if event.fin:
-            raise RemoteProtocolError("the control stream was closed")
-        self._control_arrived += len(event.data)
-        self._instruments.counters.bytes_received += len(event.data)
-        self._control.feed(event.data)
-        for body in self._control.frames():
-            frame = decode(body)
-            if frame is not None and self.state is not ConnectionState.CLOSED:
-                check_control_frame(frame, self.state, from_client=not self._is_client)
-                self._control_frame(frame)
-        self.engine.grant(CONTROL_STREAM, self._control_arrived + RETURN_WINDOW)
-
-    def _control_frame(self, frame: object) -> None:
-        if isinstance(frame, PingFrame):
-            self.last_ping = self.last_heard
-            self._instruments.counters.heartbeats_received += 1
-            if self._ping_budget.take(self.last_heard):
-                self._instruments.counters.heartbeats_sent += 1
-                self._send_control(PongFrame(frame.number))
-        elif isinstance(frame, PongFrame):
-            self.last_ping = self.last_heard
-            self._instruments.counters.heartbeats_received += 1
-            sample = self._pings.answered(frame.number, trio.current_time())
-            self.rtt_sample = self.rtt_sample if sample is None else sample
-        else:
-            assert isinstance(frame, (Hello, Welcome, Goodbye, Authentication))
-            if isinstance(frame, Goodbye):
-                if self._lanes is not None and not self._said_goodbye:
-                    # Unasked, it wants that nothing new be started; as the answer to our own goodbye it does not.
-                    self._lanes.may_start = False
-                self.goodbye = frame
-                if self.state is ConnectionState.OPEN:
-                    self.state = ConnectionState.DRAINING
-            self._owner.control_frame(self, frame)
 
     def _rare_event(self, event: EngineEvent) -> None:
         match event:
@@ -399,69 +344,64 @@ class Connection:
                 self._endpoint.add_reset_token(event.token, self.pump)
             case HandshakeCompleted():
                 self.state = ConnectionState.HELLO
+                self._dialect = DIALECTS.get(event.alpn, Flow2)(self)
                 self.pump.handshake_completed()
                 self._handshake_deadline = trio.current_time() + self._hello_timeout
                 self._owner.handshake_completed(self)
-            case StreamReset():
-                raise RemoteProtocolError(f"stream {event.stream_id} was reset")
-            case StreamStopped():
-                raise RemoteProtocolError(f"stream {event.stream_id} is read no more")
+            case StreamReset() | StreamStopped():
+                self._speak().handle_end(event)
             case ConnectionEnded() | StreamData():
                 # The pump ends with the first, and `run` reports it; the second is not rare.
                 return
 
-    # -- streams out -----------------------------------------------------------------------------------------------
+    def _speak(self) -> Dialect:
+        if self._dialect is None:
+            raise RemoteProtocolError("nothing may come before the handshake")
+        return self._dialect
+
+    # -- out -------------------------------------------------------------------------------------------------------
     def lane_pending(self, lane: LaneSender) -> None:
         """Note that a lane has something to write, and have it written soon."""
-        if self._lanes is not None:
-            self._lanes.note_sender(lane)
+        if self._dialect is not None:
+            self._dialect.lane_pending(lane)
 
     def lane_progress(self, lane: LaneReceiver) -> None:
         """Note that a handler has ended."""
-        if self._lanes is not None:
-            self._lanes.note_receiver(lane, at_once=self._quiet is not None or self.goodbye is not None)
+        if self._dialect is not None:
+            self._dialect.lane_progress(lane)
 
-    def send_hello(self, hello: Hello) -> None:
-        """Open the control stream with a client's hello."""
-        stream_id = self.engine.open_stream()
-        assert stream_id == CONTROL_STREAM
-        self._send_control(hello)
-
-    def send_welcome(self, welcome: Welcome) -> None:
-        """Answer a hello."""
-        self._send_control(welcome)
-
-    def send_authentication(self, frame: Authentication) -> None:
-        """Show fresh credentials, or say what became of them."""
-        self._send_control(frame)
+    def send(self, frame: Hello | Welcome | Authentication) -> None:
+        """Say hello, answer one, show fresh credentials, or say what became of them."""
+        self._speak().send(frame)
 
     def ping(self) -> None:
-        """Send a heartbeat."""
-        self._instruments.counters.heartbeats_sent += 1
-        self._send_control(PingFrame(self._pings.next(trio.current_time())))
+        """Send a heartbeat; the last one may be due when the connection has just ended."""
+        if self._dialect is not None:
+            self._dialect.ping()
 
     def say_goodbye(self, code: CloseCode, reason: str, retry_after: float = 0.0) -> None:
         """Tell the peer to start nothing new; what is on the wire is finished. No effect the second time."""
-        if self._said_goodbye or self.state not in (ConnectionState.OPEN, ConnectionState.DRAINING):
-            return
-        self._said_goodbye = True
-        self.state = ConnectionState.DRAINING
-        self._send_control(Goodbye(code=int(code), reason=reason, retry_after_ms=int(retry_after * 1000)))
+        if self._dialect is not None:
+            self._dialect.say_goodbye(code, reason, retry_after)
 
-    def _send_control(self, frame: Hello | Welcome | PingFrame | PongFrame | Goodbye | Authentication) -> None:
-        self._control_out.append(encode(frame))
+    def kick(self) -> None:
+        """Have the pump take a turn."""
         self.pump.kick()
+
+    def control_frame(self, frame: Hello | Welcome | Goodbye | Authentication) -> None:
+        """Tell the owner what the peer says."""
+        self._owner.control_frame(self, frame)
 
     # -- figures ---------------------------------------------------------------------------------------------------
     @property
     def bytes_sent(self) -> int:
         """Stream bytes written."""
-        return self._control_bytes_sent + (0 if self._lanes is None else self._lanes.bytes_sent)
+        return self._bytes[0] if self._dialect is None else self._dialect.bytes_sent
 
     @property
     def bytes_received(self) -> int:
         """Stream bytes received."""
-        return self._control_arrived + (0 if self._lanes is None else self._lanes.bytes_received)
+        return self._bytes[1] if self._dialect is None else self._dialect.bytes_received
 
     def unacked(self) -> int:
         """Return how many bytes written the peer's transport has not acknowledged."""
@@ -483,10 +423,9 @@ class Connection:
             await self._quiet.wait()
 
     def _is_quiet(self) -> bool:
-        return (
-            self._lanes is not None
-            and self.goodbye is not None
-            and not self._control_out
-            and self._lanes.quiet
-            and self.engine.unacked() == 0
-        )
+        return self._dialect is not None and self._dialect.quiet and self.engine.unacked() == 0
+
+    @property
+    def waited_for(self) -> bool:
+        """True while somebody waits for silence."""
+        return self._quiet is not None or self.goodbye is not None

@@ -138,7 +138,7 @@ class ClientCredentials:
                 raise LocalProtocolError("the server cannot renew credentials within a connection")
             self._number += 1
             renewal = self._renewal = Renewal(self._number)
-            connection.send_authentication(Authentication(number=renewal.number, credentials=self.value))
+            connection.send(Authentication(number=renewal.number, credentials=self.value))
             try:
                 await renewal.decided.wait()
             finally:

@@ -18,13 +18,14 @@ from .gate import Gate
 from .observe.instruments import Instruments
 from .observe.logs import Logger, get_logger, printable
 from .observe.metrics import count
+from .protocol.handshake import BACKBONE1
 from .protocol.state import CloseCode, ConnectionState
 from .quic.certificates import certificate_names
 from .rates import Meters, TokenBucket
 from .sessions import Session
 from .wire import Authentication
 
-__all__ = ["Gatekeeper"]
+__all__ = ["Gatekeeper", "is_named"]
 
 log: Logger = get_logger(__name__)
 
@@ -118,11 +119,25 @@ class Gatekeeper:
         if self._authenticate is None:
             admit(ANYBODY)
             return
+        if connection.protocol == BACKBONE1 and not is_named(connection, client_id):
+            self._admit_unproven(connection, client_id, admit)
+            return
         if connection in self._visits:
             raise RemoteProtocolError("a second hello")
         assert nursery is not None, "a connection that says hello has its task"
         self._visits[connection] = _Visit(nursery, client_id)
         nursery.start_soon(self._decide_hello, connection, client_id, credentials, admit)
+
+    def _admit_unproven(self, connection: Connection, client_id: str, admit: Callable[[Identity], None]) -> None:
+        """Admit a client that can show neither credentials nor a certificate, if that is allowed."""
+        if self._config.allow_unauthenticated_v1:
+            admit(ANYBODY)
+            return
+        count(self._instruments.counters.authentications, "refused")
+        reason = "this protocol has no credentials, and no certificate names the client"
+        log.warning("client without credentials refused", **{**connection.context, "client_id": client_id})
+        self._instruments.report_error(client_id, "authentication", reason)
+        connection.close(CloseCode.AUTHENTICATION_FAILED, reason)
 
     async def _decide_hello(
         self, connection: Connection, client_id: str, credentials: bytes, admit: Callable[[Identity], None]
@@ -139,10 +154,11 @@ class Gatekeeper:
         """Let a session have its identity from now on. To be called before its first handler runs, and after the welcome."""
         self._give(session, identity)
         visit = self._visits.get(connection)
+        session.vouched = session.vouched or visit is not None
         if visit is not None:
             visit.session = session
             if self._await_expiry(visit, connection, identity):
-                connection.send_authentication(Authentication(valid_for_ms=_milliseconds(identity.valid_for)))
+                connection.send(Authentication(valid_for_ms=_milliseconds(identity.valid_for)))
 
     def ended(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -156,12 +172,12 @@ class Gatekeeper:
         visit = self._visits.get(connection)
         if visit is None:
             # Nobody asked for any, so these are as good as none.
-            connection.send_authentication(Authentication(number=frame.number))
+            connection.send(Authentication(number=frame.number))
             return
         now = trio.current_time()
         wait = visit.renewals.wait(1, now)
         if wait:
-            connection.send_authentication(Authentication(number=frame.number, error=f"too many, try again in {wait:.3g} s"))
+            connection.send(Authentication(number=frame.number, error=f"too many, try again in {wait:.3g} s"))
             return
         visit.renewals.take(1, now)
         visit.asking.cancel()
@@ -179,12 +195,12 @@ class Gatekeeper:
         if answer is None or scope.cancel_called or connection not in self._visits or connection.engine.closing:
             return  # Later ones came, or it has ended meanwhile.
         if isinstance(answer, _Refused):
-            connection.send_authentication(Authentication(number=frame.number, error=answer.reason))
+            connection.send(Authentication(number=frame.number, error=answer.reason))
             return
         self._give(session, answer)
         ends = self._await_expiry(visit, connection, answer)
         valid_for_ms = _milliseconds(answer.valid_for) if ends else 0
-        connection.send_authentication(Authentication(number=frame.number, valid_for_ms=valid_for_ms))
+        connection.send(Authentication(number=frame.number, valid_for_ms=valid_for_ms))
         log.info("credentials renewed", **connection.context)
 
     # -- what both have in common --------------------------------------------------------------------------------------
@@ -243,6 +259,12 @@ class Gatekeeper:
         if expiry is not None and expiry.live:
             expiry.live = False
             self._deadlines.ended_early()
+
+
+def is_named(connection: Connection, client_id: str) -> bool:
+    """Return True when the client's certificate names the id that it wants to be known by."""
+    der = connection.engine.peer_certificate
+    return der is not None and client_id in certificate_names(der)
 
 
 def _request(connection: Connection, client_id: str, credentials: bytes, identity: Identity | None) -> AuthenticationRequest:

@@ -102,6 +102,7 @@ def measure(
         uptime_seconds=now - instruments.started,
         timestamp=instruments.epoch + now,
         latency=latency,
+        connections_by_protocol=dict(counters.connections_by_protocol),
         disconnects=dict(counters.disconnects),
         connections_refused=dict(counters.connections_refused),
         authentications=dict(counters.authentications),

@@ -135,17 +135,13 @@ class LaneStreams:
         self._receivers_pending[receiver] = None
 
     def _enter(self, receiver: LaneReceiver, name: str) -> None:
-        """Check a lane that has just been named, and let what an earlier connection brought on it come first."""
+        """Check a lane that has just been named, and take it up."""
         if any(other.name == name and other is not receiver for other in self._receivers.values()):
             raise RemoteProtocolError(f"lane {name!r} was opened twice")
         link = self._link
         if len(link.session_lanes) >= self._limits.lanes:
             raise RemoteProtocolError(f"more than {self._limits.lanes} lanes")
-        link.session_lanes[name] = receiver
-        older = link.received_lanes.get(name)
-        if older is not None:
-            receiver.follow(older, partial(link.dispatcher.resume, receiver))
-        link.remember_lane(name, receiver)
+        link.enter_lane(name, receiver)
 
     def _receive_return(self, sender: LaneSender, event: StreamData) -> None:
         if event.fin:

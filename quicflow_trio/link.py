@@ -350,7 +350,15 @@ class Link:
         self._budget.held -= self.held_bytes
         self.held_bytes = 0
 
-    def remember_lane(self, name: str, lane: LaneReceiver) -> None:
+    def enter_lane(self, name: str, lane: LaneReceiver) -> None:
+        """Take up a lane that has just been named, and let what an earlier connection brought on it come first."""
+        self.session_lanes[name] = lane
+        older = self.received_lanes.get(name)
+        if older is not None:
+            lane.follow(older, partial(self.dispatcher.resume, lane))
+        self._remember_lane(name, lane)
+
+    def _remember_lane(self, name: str, lane: LaneReceiver) -> None:
         """Note the lane that has this name now, and forget those of earlier connections that have nothing left to do."""
         lanes = self.received_lanes
         for other in [key for key, value in lanes.items() if not (value.attached or value.waiting or value.running)]:

@@ -42,6 +42,7 @@ class Session(Peer):
         connected_at: when its connection was accepted, Unix seconds.
         crew: how many handlers run for this client id, shared with its next session.
         end_reported: true once the end of its connection was counted and told.
+        vouched: true once an authenticator has said who it is: no client without credentials may take it over.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Session(Peer):
         self._finishing = trio.CancelScope()
         self.crew: Crew | None = None
         self.end_reported: bool = False
+        self.vouched: bool = False
         self.connected_at: float = epoch + trio.current_time()
         self._address = self._current_address()
 
@@ -85,6 +87,11 @@ class Session(Peer):
     def _current_address(self) -> tuple[str, int]:
         address = self._connection.engine.peer_address
         return ("", 0) if address is None else (address[0], address[1])
+
+    @property
+    def protocol(self) -> str:
+        """The message protocol of its connection: ``quicflow/2`` or ``quic-backbone-v1``."""
+        return self._connection.protocol
 
     @property
     def last_heartbeat(self) -> float | None:
@@ -173,6 +180,11 @@ class Session(Peer):
         self.connected_at = self._epoch + trio.current_time()
         self._address = self._current_address()
         self._news.unpark_all()
+
+    @property
+    def retired(self) -> bool:
+        """True once it will not go on."""
+        return self._retired
 
     @property
     def token(self) -> bytes:

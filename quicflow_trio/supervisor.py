@@ -28,7 +28,7 @@ from .observe.logs import Logger, get_logger, printable
 from .observe.metrics import count
 from .observe.state import Observable, set_value
 from .protocol.credit import RETURN_WINDOW, connection_window
-from .protocol.handshake import ALPN, check_welcome, make_hello
+from .protocol.handshake import alpn_offer, check_welcome, make_hello
 from .protocol.outgoing import ErrorFactory
 from .protocol.state import CloseCode
 from .quic.engine import Address, ConnectionEnded
@@ -57,6 +57,7 @@ class Supervisor:
         link: its side of the session.
         deadlines: of a connection with a socket of its own; a shared socket has others.
         instruments: where it counts and reports.
+        protocol: what it offers to speak; see `client.open_client`.
 
     Attributes:
         state: where the client stands.
@@ -80,6 +81,7 @@ class Supervisor:
         link: Link,
         deadlines: Deadlines,
         instruments: Instruments,
+        protocol: str = "auto",
     ) -> None:
         self.state: Observable[ClientState] = Observable(ClientState.IDLE)
         self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
@@ -94,6 +96,7 @@ class Supervisor:
         self._log = log.bind(client_id=self._client_id)
         self._host, self._port = address
         self._tls = tls
+        self._alpn = alpn_offer(protocol)
         self._config = config
         self._engines = engine_maker(config.engine, tls)
         self._network = network
@@ -280,7 +283,7 @@ class Supervisor:
         engine = self._engines.client_engine(
             self._tls,
             server_name=self._host,
-            alpn=[ALPN],
+            alpn=self._alpn,
             idle_timeout=config.heartbeat_timeout * 2,
             windows=Windows(
                 stream_in=limits.lane_window,
@@ -318,7 +321,7 @@ class Supervisor:
     def handshake_completed(self, connection: Connection) -> None:
         """Say hello."""
         hello = make_hello(self._client_id, self._config.limits, self._credentials.value, self._token, self._link.states())
-        connection.send_hello(hello)
+        connection.send(hello)
 
     def control_frame(self, connection: Connection, frame: Hello | Welcome | Goodbye | Authentication) -> None:
         """Take the welcome, the goodbye or a word on credentials."""
@@ -345,7 +348,9 @@ class Supervisor:
         assert address is not None, "whoever says welcome has an address"
         away = None if self._lost_at is None else trio.current_time() - self._lost_at
         attempts = self.attempts - self._attempts_at_loss
-        self._instruments.report_connect(self._client_id, (address[0], address[1]), away=away, attempts=attempts, resumed=resumed)
+        self._instruments.report_connect(
+            self._client_id, (address[0], address[1]), connection.protocol, away=away, attempts=attempts, resumed=resumed
+        )
         self.set_state(ClientState.CONNECTED)
 
     def connection_ended(self, connection: Connection, ended: ConnectionEnded) -> None:

@@ -41,6 +41,16 @@ EXPECTED = {
         "renewed without a reconnect: True",
         "done",
     ],
+    "old_and_new": [
+        "old asks, and hears: hello",
+        "new asks, and hears: hello",
+        "old speaks quic-backbone-v1: done: sweep",
+        "new speaks quicflow/2: done: sweep",
+        "a broadcast reached: new, old",
+        "old has no further lane: 1 lanes are open already, the limit is 1",
+        "new has: 2 lanes",
+        "done",
+    ],
     "embedded_service": [
         "roof asks, and sees itself: 31.0",
         "news from the service: {'cellar': 11.6, 'roof': 31.0}",

@@ -20,11 +20,15 @@ BASE = {"errors", "config", "background", "observe"}
 MESSAGES = BASE | {"wire", "message", "protocol"}
 QUIC = {"errors", "config", "quic"}
 PEERS = {
+    "backbone1",
     "connection",
     "crew",
     "deadlines",
+    "dialect",
     "dispatch",
     "endings",
+    "exchanges",
+    "flow2",
     "gate",
     "gauges",
     "heartbeat",

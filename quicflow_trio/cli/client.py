@@ -89,6 +89,7 @@ def summary(figures: ClientFigures, now: float) -> list[tuple[str, str]]:
     return [
         ("state", f"{shown(figures.state)}, {shown(figures.remote_address) or NONE}"),
         *([("identity", shown(figures.identity))] if figures.identity else []),
+        *([("protocol", shown(figures.protocol))] if figures.protocol else []),
         ("connected", f"{day_and_clock(figures.connected_at)} ({since} ago)"),
         ("round trip", f"{rtt}, last heartbeat {heartbeat}"),
         (

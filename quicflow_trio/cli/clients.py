@@ -108,6 +108,7 @@ async def _clients(options: OpsOptions, query: dict[str, str], limit: int, json_
             size(client.outbox_bytes),
             size(client.bytes_sent),
             size(client.bytes_received),
+            shown(client.protocol) or NONE,
         )
         for client in page.clients
     ]
@@ -124,6 +125,7 @@ async def _clients(options: OpsOptions, query: dict[str, str], limit: int, json_
             "OUTBOX",
             "BYTES SENT",
             "RECEIVED",
+            "PROTOCOL",
         )
         print_columns(headings, rows, left=3)
     # Beside the list and not in it: `quicflow clients | wc -l` shall count no remark.

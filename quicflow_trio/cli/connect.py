@@ -16,6 +16,7 @@ from cyclopts import App
 
 from ..client import Client, open_client
 from ..client_state import StateChange
+from ..config import Protocol
 from ..credentials import CredentialsSource
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
@@ -75,6 +76,7 @@ async def connect(
     /,
     *,
     id: str,
+    protocol: Protocol = "auto",
     patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     credentials: Credentials = Credentials(),  # noqa: B008 - frozen
@@ -85,22 +87,31 @@ async def connect(
     Args:
         address: the server; the port is 8474 when not given, an IPv6 address with a port stands in brackets.
         id: client id to connect as. A client that is connected with the same id is replaced.
+        protocol: auto, quicflow/2, or quic-backbone-v1, which is the original's.
         patience: seconds to wait for each answer and each receipt.
         tls: certificates.
         credentials: what is shown to the server.
         log_level: debug, info, warning, error or off; logs go to standard error.
     """
     configure_logging(log_level)
-    code = await until_signalled(partial(_connect, address, id, patience, tls, credentials.source(id)))
+    code = await until_signalled(partial(_connect, address, id, protocol, patience, tls, credentials.source(id)))
     # Ctrl-C is how many leave such a program: no failure.
     return ExitCode.OK if code == ExitCode.INTERRUPTED else code
 
 
-async def _connect(address: Address, client_id: str, patience: float, tls: ClientTLS, credentials: CredentialsSource) -> int:
+async def _connect(
+    address: Address, client_id: str, protocol: Protocol, patience: float, tls: ClientTLS, credentials: CredentialsSource
+) -> int:
     screen = Screen(interactive=sys.stdin.isatty() and sys.stdout.isatty())
     router = make_router(screen)
     async with open_client(
-        address.host, address.port, client_id=client_id, tls=tls.config(), credentials=credentials, router=router
+        address.host,
+        address.port,
+        client_id=client_id,
+        tls=tls.config(),
+        credentials=credentials,
+        protocol=protocol,
+        router=router,
     ) as client:
 
         async def run() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import trio
 from cyclopts import App, Parameter, validators
 
+from ..config import Protocol
 from ..message import MessageType
 from .common import (
     Address,
@@ -73,6 +74,7 @@ async def load(
     type: Literal["command", "event", "query"] = "command",
     one_way: Flag = False,
     id: str = "load",
+    protocol: Protocol = "auto",
     patience: Patience = 30.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     log_level: LogLevel = "off",
@@ -89,6 +91,7 @@ async def load(
         type: what the messages are; an event is answered without content.
         one_way: send without asking for answers, and wait for receipts.
         id: the clients' ids start with this.
+        protocol: auto, quicflow/2, or quic-backbone-v1, which is the original's.
         patience: seconds to wait for the connections, and for each answer.
         tls: certificates.
         log_level: debug, info, warning, error or off; logs go to standard error.
@@ -104,6 +107,7 @@ async def load(
         one_way=one_way,
         id=id,
         timeout=patience,
+        protocol=protocol,
     )
     return await until_signalled(partial(_load, address, plan, tls, json_output))
 

@@ -21,7 +21,7 @@ from typing import final
 import trio
 
 from ..client import Client, open_client
-from ..config import TLSConfig
+from ..config import Protocol, TLSConfig
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
 from ..observe.metrics import MetricsSnapshot
@@ -49,6 +49,7 @@ class Load:
         one_way: wait for receipts instead of answers.
         id: the clients' ids start with this.
         timeout: seconds for the connections, and for each answer.
+        protocol: what the clients speak; see `open_client`.
     """
 
     clients: int
@@ -59,6 +60,7 @@ class Load:
     one_way: bool
     id: str
     timeout: float
+    protocol: Protocol = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Run:
         async with AsyncExitStack() as stack:
             async with connecting:
                 began = perf_counter()
-                manager = open_client(target.host, target.port, client_id=client_id, tls=self._tls)
+                manager = open_client(target.host, target.port, client_id=client_id, tls=self._tls, protocol=plan.protocol)
                 client = await stack.enter_async_context(manager)
                 await wait_connected(client, target, plan.timeout)
                 self._connects.append(perf_counter() - began)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from ..client import Client, open_client
+from ..config import Protocol
 from ..errors import QuicFlowError
 from ..message import Message, MessageType
 from .access import Credentials
@@ -62,6 +63,7 @@ async def request(
     *,
     id: str,
     type: Literal["command", "event", "query"] = "command",
+    protocol: Protocol = "auto",
     patience: Patience = 5.0,
     tls: ClientTLS = ClientTLS(),  # noqa: B008 - frozen
     credentials: Credentials = Credentials(),  # noqa: B008 - frozen
@@ -75,6 +77,7 @@ async def request(
         payload: the message, as text; - reads it from standard input.
         id: client id to connect as. A client that is connected with the same id is replaced.
         type: what the message is.
+        protocol: auto, quicflow/2, or quic-backbone-v1, which is the original's.
         patience: seconds to wait for the connection, and again for the answer.
         tls: certificates.
         credentials: what is shown to the server.
@@ -83,7 +86,13 @@ async def request(
     """
     configure_logging(log_level)
     connecting = partial(
-        open_client, address.host, address.port, client_id=id, tls=tls.config(), credentials=credentials.source(id)
+        open_client,
+        address.host,
+        address.port,
+        client_id=id,
+        tls=tls.config(),
+        credentials=credentials.source(id),
+        protocol=protocol,
     )
     run = partial(_request, connecting, address, payload, MessageType[type.upper()], patience, json_output)
     return await until_signalled(run)

@@ -11,7 +11,7 @@ from typing import Annotated
 import trio
 from cyclopts import App, Parameter, validators
 
-from ..config import OpsConfig, ServerConfig, TLSConfig
+from ..config import OpsConfig, Protocol, ServerConfig, TLSConfig
 from ..message import MessageType
 from ..observe.logs import Logger, get_logger
 from ..router import Request, Router
@@ -95,6 +95,7 @@ async def serve(
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65_535))] = DEFAULT_PORT,
     grace: Annotated[float, Parameter(validator=validators.Number(gte=0, lte=3600))] = 10.0,
     access: Admission = Admission(),  # noqa: B008 - frozen
+    protocol: Protocol = "auto",
     reset_key: Path | None = None,
     ops: str | None = None,
     ops_token: OpsToken = None,
@@ -112,8 +113,8 @@ async def serve(
         port: UDP port; 0 takes a free one.
         grace: how long a drain lets running handlers go on, seconds.
         access: who may connect.
-        reset_key: file with the key of stateless resets, made when it does not exist. With it clients learn at once when the server was
-            killed and started again.
+        protocol: auto for both, quicflow/2, or quic-backbone-v1 (the original's, without credentials: a certificate must name the id).
+        reset_key: file with a key, made when it does not exist, that tells clients at once when the server was killed and is back.
         ops: HOST:PORT on which to answer those who operate the server, over HTTP; port 0 takes a free one.
         ops_token: bearer token for them; without one commands are refused, and all who are not on this machine.
         until_eof: drain also when standard input ends, so that a server does not outlive the script that started it.
@@ -122,10 +123,9 @@ async def serve(
     """
     configure_logging(log_level)
     tune_garbage_collector()
-    tls = _load(cert, key, client_ca)
+    tls, authenticate = _load(cert, key, client_ca), access.authenticator(client_ca)
     ops_config = None if ops is None else OpsConfig(ops, token=ops_token)
-    config = ServerConfig(reset_key_file=reset_key, rate=access.rate_limit())
-    authenticate = access.authenticator(client_ca)
+    config = ServerConfig(reset_key_file=reset_key, rate=access.rate_limit(), protocol=protocol)
     run = partial(
         run_server, make_router(), host=host, port=port, tls=tls, authenticate=authenticate, config=config, ops=ops_config
     )

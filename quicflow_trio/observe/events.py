@@ -125,11 +125,13 @@ class ConnectEvent(Event):
 
     Attributes:
         remote_address: host and port of the other side.
+        protocol: the message protocol that was agreed on, ``quicflow/2`` or ``quic-backbone-v1``.
     """
 
     kind: ClassVar[str] = "connect"
 
     remote_address: tuple[str, int]
+    protocol: str
 
 
 @final

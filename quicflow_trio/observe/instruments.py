@@ -8,7 +8,7 @@ import trio
 
 from .events import ConnectEvent, ErrorEvent, EventHub, ReconnectEvent
 from .logs import printable
-from .metrics import Counters
+from .metrics import Counters, count
 
 __all__ = ["Instruments"]
 
@@ -43,13 +43,14 @@ class Instruments:
             events.emit(ErrorEvent(at=events.now(), client_id=client_id, error=error, detail=printable(detail)))
 
     def report_connect(
-        self, client_id: str, address: tuple[str, int], *, away: float | None, attempts: int, resumed: bool = False
+        self, client_id: str, address: tuple[str, int], protocol: str, *, away: float | None, attempts: int, resumed: bool = False
     ) -> None:
         """Count and report that a connection stands; ``away`` is None the first time, see `ReconnectEvent`."""
         self.counters.connections += 1
+        count(self.counters.connections_by_protocol, protocol)
         events = self.events
         if events.active:
             now = events.now()
-            events.emit(ConnectEvent(at=now, client_id=client_id, remote_address=address))
+            events.emit(ConnectEvent(at=now, client_id=client_id, remote_address=address, protocol=protocol))
             if away is not None:
                 events.emit(ReconnectEvent(at=now, client_id=client_id, away=away, attempts=attempts, resumed=resumed))

@@ -69,6 +69,7 @@ class Counters:
         "bytes_received",
         "bytes_sent",
         "connections",
+        "connections_by_protocol",
         "connections_refused",
         "credit_stalls",
         "decoding_errors",
@@ -127,6 +128,7 @@ class Counters:
         self.reconnect_attempts: int = 0
         self.hook_failures: int = 0
         self.internal_errors: int = 0
+        self.connections_by_protocol: dict[str, int] = {}
         self.disconnects: dict[str, int] = {}
         self.connections_refused: dict[str, int] = {}
         self.authentications: dict[str, int] = {}
@@ -154,9 +156,9 @@ def counter(doc: str) -> Any:
     return field(default=0, metadata={"kind": "counter", "doc": doc})
 
 
-def by_reason(doc: str) -> Any:
-    """Declare a counter for each of a bounded set of reasons."""
-    return field(default_factory=dict, metadata={"kind": "counter", "doc": doc, "label": "reason"})
+def by_reason(doc: str, label: str = "reason") -> Any:
+    """Declare a counter for each of a bounded set of reasons, or of what else the label says."""
+    return field(default_factory=dict, metadata={"kind": "counter", "doc": doc, "label": label})
 
 
 def measured(doc: str) -> Any:
@@ -206,6 +208,7 @@ class MetricsSnapshot:
     timestamp: float = gauge("when this was taken, Unix seconds")
 
     latency: HistogramSnapshot = measured("time from a request to its ack")
+    connections_by_protocol: Mapping[str, int] = by_reason("connections that have stood, by message protocol", "protocol")
     disconnects: Mapping[str, int] = by_reason("connections that had completed their hello and ended, by side and reason")
     connections_refused: Mapping[str, int] = by_reason(
         "connections that ended before their hello was accepted, by side and reason"

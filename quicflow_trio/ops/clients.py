@@ -136,7 +136,7 @@ def one_client(view: ServerView, client_id: str) -> dict[str, object]:
 def describe(client: ClientView | str) -> dict[str, object]:
     """Return a client as it is shown; one that is gone is only an id."""
     if isinstance(client, str):
-        unknown = dict.fromkeys(("identity", "remote_address", "connected_at", "last_heartbeat", "rtt_ms", *FIGURES))
+        unknown = dict.fromkeys(("identity", "protocol", "remote_address", "connected_at", "last_heartbeat", "rtt_ms", *FIGURES))
         return {"client_id": client, "state": "gone", **unknown}
     statistics = client.statistics()
     rtt = client.rtt
@@ -144,6 +144,7 @@ def describe(client: ClientView | str) -> dict[str, object]:
         "client_id": client.client_id,
         "state": _state(client),
         "identity": client.identity.name or None,
+        "protocol": client.protocol,
         "remote_address": _address(client),
         "connected_at": client.connected_at,
         "last_heartbeat": client.last_heartbeat,

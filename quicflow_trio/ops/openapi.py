@@ -253,6 +253,7 @@ def _client() -> Json:
         "client_id": _TEXT,
         "state": {"enum": ["connected", "away", "gone"]},
         "identity": {"type": ["string", "null"], "description": "who it has shown to be; null where nobody is asked"},
+        "protocol": {"type": ["string", "null"], "description": "quicflow/2 or quic-backbone-v1"},
         "remote_address": {"type": ["string", "null"], "description": "host:port"},
         "connected_at": _MAYBE_NUMBER,
         "last_heartbeat": _MAYBE_NUMBER,

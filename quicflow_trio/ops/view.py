@@ -39,6 +39,10 @@ class ClientView(Protocol):
         """Who it has shown to be."""
 
     @property
+    def protocol(self) -> str:
+        """The message protocol of its connection."""
+
+    @property
     def remote_address(self) -> tuple[str, int]:
         """Host and port that the client sends from, or last did."""
 

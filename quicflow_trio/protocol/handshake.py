@@ -12,11 +12,13 @@ from ..wire import Hello, LaneState, PeerLimits, Welcome
 __all__ = [
     "ACK_RUNS",
     "ALPN",
+    "BACKBONE1",
     "CLIENT_ID_BYTES",
     "RESUMING",
     "REVISION",
     "TOKEN_BYTES",
     "Terms",
+    "alpn_offer",
     "check_client_id",
     "check_hello",
     "check_lane_name",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 ALPN = "quicflow/2"
+BACKBONE1 = "quic-backbone-v1"
+"""The original's protocol."""
 REVISION = 2
 """Minor revision of quicflow/2. A peer of a later one only adds fields and frames, which are skipped.
 
@@ -60,6 +64,11 @@ class Terms:
     lanes: int
     heartbeat_interval: float
     revision: int
+
+
+def alpn_offer(protocol: str) -> list[str]:
+    """Return the protocols that a ``protocol`` of the configuration stands for, the better first."""
+    return [ALPN, BACKBONE1] if protocol == "auto" else [protocol]
 
 
 def _printable(text: str, limit: int) -> str | None:

@@ -39,6 +39,7 @@ from ..wire import (
     encode_confirm,
     encode_message,
 )
+from .one_by_one import OneByOne
 from .outgoing import ErrorFactory, Outbox, Outgoing, OutgoingRequest, OutgoingState
 
 __all__ = ["CREDIT_RESERVE", "LaneSender"]
@@ -62,7 +63,7 @@ CANCELS_KEPT = 1024
 """Cancellations that are repeated after a resume; of those before them a handler may run to its end."""
 
 
-class LaneSender:
+class LaneSender(OneByOne):
     """The sending end of one lane; see the module's docstring for the contract.
 
     Attributes:
@@ -79,21 +80,12 @@ class LaneSender:
         "_ack_bytes",
         "_ack_seq",
         "_announce",
-        "_blocked",
-        "_cancelled",
-        "_cancels",
         "_confirmed",
-        "_kept_bytes",
         "_last_seq",
-        "_latency",
-        "_outbox",
         "_outbox_limit",
         "_reader",
         "_resend",
         "_unhandled",
-        "_unreceipted",
-        "_waiting",
-        "acks_ignored",
         "confirms",
         "name",
         "notify",
@@ -279,8 +271,7 @@ class LaneSender:
         message = outgoing.message
         seq = outgoing.seq
         self.resent += 1
-        wants_ack = outgoing.wants_ack
-        if wants_ack and seq not in self._waiting:
+        if outgoing.wants_ack and seq not in self._waiting:
             # Taken back meanwhile. Its number has to be filled; the cancellation in front of it keeps it from being handled.
             return encode_cancel(seq) + encode_message(seq, message.id, message.type, b"", False, message.timestamp)
         return outgoing.encode()

@@ -111,7 +111,7 @@ def server_engine(
 class AioquicEngine:
     """`Engine` on a `HardenedConnection`; see there for the contract. Made by `client_engine` and `server_engine`.
 
-    Beyond the contract: `peer_certificate`, and `raise_stream_limit` for a protocol that is known only after ALPN.
+    Beyond the contract: `peer_certificate`.
     """
 
     def __init__(self, core: HardenedConnection) -> None:
@@ -337,6 +337,12 @@ class AioquicEngine:
         if not core._network_paths:
             core.end_unheard()
         self._touch()
+
+    def hold(self, size: int) -> None:
+        """See `Engine.hold`."""
+        if size < self._core.held:
+            self._touch()
+        self._core.held = size
 
     def raise_stream_limit(self, streams: int) -> None:
         """Let the peer have ``streams`` bidirectional streams open at once; never lowers."""

@@ -230,6 +230,18 @@ class Engine(Protocol):
     def stop(self, stream_id: int, code: int) -> None:
         """Ask the peer to abandon its sending half; no effect on a finished stream."""
 
+    def hold(self, size: int) -> None:
+        """Keep ``size`` bytes that have come off the credit of the whole connection, until they are handled.
+
+        For a protocol whose streams are too many for their windows to bound what comes. On qh3 it has no effect.
+        """
+
+    def raise_stream_limit(self, streams: int) -> None:
+        """Let the peer have ``streams`` streams open at once, for a protocol that is known only after TLS; never lowers.
+
+        On qh3 it has no effect: its core keeps to what the handshake said.
+        """
+
     # -- the connection ----------------------------------------------------------------------------------------------
     def close(self, code: int, reason: str = "", *, application: bool = True) -> None:
         """Close now. Unsent stream data is dropped: drain first. `ConnectionEnded` follows once the closing period is over."""

@@ -167,6 +167,12 @@ class Qh3Engine(Qh3Driver):
         if stream is not None and not stream.over:
             self._command("stop_sending", stream_id, code)
 
+    def hold(self, size: int) -> None:
+        """Change nothing: the core gives credit by itself."""
+
+    def raise_stream_limit(self, streams: int) -> None:
+        """Change nothing: the core keeps to what the handshake said."""
+
     def _command(self, name: str, stream_id: int, code: int) -> None:
         if self._ended is None:
             # The core refuses when the half is over, of which the events may not have told yet.

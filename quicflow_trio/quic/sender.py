@@ -58,8 +58,10 @@ class LeanSender(QuicConnection):
 
     Attributes:
         wrote: true when stream data was written since the last transmit.
+        held: bytes that have come and are not given back as credit of the connection yet.
     """
 
+    held: int = 0
     _windows: Windows
     _shrunk: dict[int, int]
 
@@ -110,7 +112,7 @@ class LeanSender(QuicConnection):
     def _data_limit_due(self, *, alone: bool) -> bool:
         # Stock doubles this one too. Received + a constant holds the peer to the sum of its streams, which the constant exceeds.
         data, window = self._local_max_data, self._windows.connection
-        data.value = data.used + window
+        data.value = max(data.value, data.used + window - self.held)
         fresh = data.value - data.sent
         return fresh * 4 >= window or (not alone and fresh * 8 >= window)
 
@@ -170,10 +172,27 @@ class LeanSender(QuicConnection):
         for connection_id in self._host_cids:
             if not connection_id.was_sent:
                 return True
-        for stream in self._queue:  # noqa: SIM110
-            if stream.receiver.stop_pending or stream.sender.reset_pending or stream.is_finished:
+        for stream in self._queue:
+            if stream.receiver.stop_pending or stream.sender.reset_pending:
                 return True
+            if stream.is_finished:
+                self._discard_finished()
+                return self._has_rarities()
         return False
+
+    def _discard_finished(self) -> None:
+        """Forget the streams that are finished both ways, and let the peer open as many new ones."""
+        # Stock does it while it writes a packet, in a pass over all streams that writes what is of no use.
+        rest = _StreamQueue()
+        for stream in self._queue:
+            if stream.is_finished:
+                stream_id = stream.stream_id or 0
+                del self._streams[stream_id]
+                if stream_id & 1 == self._is_client:
+                    self._local_max_streams_bidi.value += 1
+            else:
+                list.append(rest, stream)
+        self._queue = rest
 
     def _has_news(self, space: QuicPacketSpace, now: float) -> bool:
         """Return True for an ACK that is due, a probe, credit worth a packet, or stream data."""

@@ -136,7 +136,9 @@ class TLSContext:
         configurations = self._server_configurations.get(arguments)
         if configurations is None:
             any_version = self._make_configuration(*arguments, SUPPORTED_VERSIONS, None)
-            one_version = {version: dataclasses.replace(any_version, supported_versions=[version]) for version in SUPPORTED_VERSIONS}
+            one_version = {
+                version: dataclasses.replace(any_version, supported_versions=[version]) for version in SUPPORTED_VERSIONS
+            }
             configurations = self._server_configurations[arguments] = {0: any_version} | one_version
         return configurations
 

@@ -2,12 +2,25 @@
 
 - `framing`: cuts a stream into length-delimited bodies, incrementally and within a limit.
 - `frames`: what quicflow/2 says, as Python values.
+- `backbone1`: the same for quic-backbone-v1, the original's protocol.
 - `flow2`: encodes and decodes them; `codec` has the hot ones by hand, `fields` reads everything else, strictly.
 - `proto`: the classes generated from ``protos/``. The protobuf library shows nowhere outside this package.
 """
 
 from __future__ import annotations
 
+from .backbone1 import (
+    MAX_FRAME,
+    BackboneAck,
+    BackboneData,
+    BackboneFrame,
+    BackbonePing,
+    BackbonePong,
+    Hollow,
+    decode_backbone,
+    encode_backbone,
+    hollow,
+)
 from .fields import DecodeError
 from .flow2 import (
     MAX_RANGES,
@@ -46,11 +59,17 @@ from .frames import (
 from .framing import PREFIX_SIZE, EmptyFrame, FrameReader, FrameTooLarge, prefix
 
 __all__ = [
-    "PREFIX_SIZE",
+    "MAX_FRAME",
     "MAX_RANGES",
+    "PREFIX_SIZE",
     "AckFrame",
     "AckStatus",
     "Authentication",
+    "BackboneAck",
+    "BackboneData",
+    "BackboneFrame",
+    "BackbonePing",
+    "BackbonePong",
     "CancelFrame",
     "ConfirmFrame",
     "DecodeError",
@@ -60,6 +79,7 @@ __all__ = [
     "FrameTooLarge",
     "Goodbye",
     "Hello",
+    "Hollow",
     "LaneOpen",
     "LaneState",
     "MessageFrame",
@@ -70,8 +90,10 @@ __all__ = [
     "ReceiptFrame",
     "Welcome",
     "decode",
+    "decode_backbone",
     "encode",
     "encode_ack",
+    "encode_backbone",
     "encode_cancel",
     "encode_confirm",
     "encode_message",
@@ -80,6 +102,7 @@ __all__ = [
     "encode_receipt",
     "encode_retry_hint",
     "holds_message",
+    "hollow",
     "prefix",
     "retry_hint",
 ]

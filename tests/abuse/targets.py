@@ -406,7 +406,7 @@ class FrameTarget:
             await raw.frame(MessageFrame, 1, 5)
             # What is fed before a lane's name has come would be taken for its beginning.
             connection: Any = session._connection
-            await until(lambda: all(lane in connection._lanes._receivers for lane in LANES), step=0.001)
+            await until(lambda: all(lane in connection._dialect._lanes._receivers for lane in LANES), step=0.001)
         return raw
 
     async def aclose(self) -> None:
@@ -496,13 +496,13 @@ class FrameTarget:
                 self._unbroken.remove(stream_id)
         elif stream_id in LANES:
             # What a damaged frame did to the count of a lane is not known here.
-            self._seq[stream_id] = connection._lanes._receivers[stream_id]._received
+            self._seq[stream_id] = connection._dialect._lanes._receivers[stream_id]._received
         self._refused.clear()
 
     def _half_read(self, connection: Any, stream_id: int) -> bool:
         """Tell whether further frames would vanish in the rest of the last one."""
-        receiver = connection._lanes._receivers.get(stream_id)
-        reader = connection._control if receiver is None else receiver._reader
+        receiver = connection._dialect._lanes._receivers.get(stream_id)
+        reader = connection._dialect._control if receiver is None else receiver._reader
         return bool(reader.partial)
 
     async def _feed_hello(self, data: bytes) -> None:

@@ -327,7 +327,7 @@ async def test_a_word_of_the_server_that_was_not_asked_for(autojump_clock: MockC
         await client.wait_connected()
         connection = machine.server.sessions["worker"]._connection
         for frame in (Authentication(99), Authentication(0, error="no"), Authentication(5, valid_for_ms=2**63)):
-            connection.send_authentication(frame)
+            connection.send(frame)
         await trio.sleep(1)
         assert (await client.request(Message.command(b"x"))).result == b"x"
 

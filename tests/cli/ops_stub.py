@@ -27,6 +27,7 @@ def client_json(client_id: str, *, state: str = "connected", **figures: object) 
         "client_id": client_id,
         "state": state,
         "identity": None,
+        "protocol": "quicflow/2",
         "remote_address": None if gone else "127.0.0.1:50000",
         "connected_at": None if gone else time.time() - 3725,
         "last_heartbeat": None if gone else time.time() - 5,

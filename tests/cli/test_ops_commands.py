@@ -50,10 +50,10 @@ def test_clients_are_listed_for_people_and_for_pipes(quicflow: Quicflow, ops: Op
     ran = quicflow("clients", "--ops", ops.address)
     assert (ran.code, ran.err) == (0, "")
     head, ada, evil = ran.out.splitlines()
-    assert columns(head)[:5] == ["CLIENT", "STATE", "ADDRESS", "SINCE", "RTT"]
+    assert [*columns(head)[:5], columns(head)[-1]] == ["CLIENT", "STATE", "ADDRESS", "SINCE", "RTT", "PROTOCOL"]
     assert columns(ada) == [
         *("ada", "connected", "127.0.0.1:50000", "1h", "02m", "0.42", "12,345"),
-        *("0", "0", "1.5K", "2.0K", "0"),
+        *("0", "0", "1.5K", "2.0K", "0", "quicflow/2"),
     ]
     # Nothing of a client's may reach the terminal as it came.
     assert evil.startswith(r"evil\x1b[2J\n  connected")

@@ -227,6 +227,7 @@ def test_rates_need_two_looks_at_one_session() -> None:
     [
         ("connect", {"remote_address": ["::1", 5]}, "from [::1]:5"),
         ("connect", {"remote_address": "x"}, "from -"),
+        ("connect", {"remote_address": ["a", 5], "protocol": "quic-backbone-v1"}, "from a:5, quic-backbone-v1"),
         ("disconnect", {"reason": "normal", "detail": "bye\x1b[2J", "by_peer": True}, r"normal, by the client: bye\x1b[2J"),
         ("disconnect", {"reason": "idle_timeout"}, "idle_timeout, by the server"),
         ("reconnect", {"away": 1.2345, "attempts": 0}, "after 1.23 s"),

@@ -21,6 +21,7 @@ from quicflow_trio import (
     serve,
 )
 from quicflow_trio.background import open_background
+from quicflow_trio.config import Protocol
 from quicflow_trio.credentials import CredentialsSource
 from quicflow_trio.testing import MemoryNetwork, echo_router, throwaway_tls
 
@@ -110,6 +111,7 @@ def client_of(
     config: ClientConfig | None = None,
     credentials: CredentialsSource = b"",
     tls: TLSConfig = CLIENT_TLS,
+    protocol: Protocol = "auto",
 ) -> AbstractAsyncContextManager[Client]:
     """Open a client on its own host, or on ``host``."""
     return open_client(
@@ -120,6 +122,7 @@ def client_of(
         router=router,
         config=config,
         network=network if host is None else network.host(host),
+        protocol=protocol,
     )
 
 

@@ -162,10 +162,13 @@ async def open_raw(
 class RawServer:
     """Answers on the host ``server``: an engine per client address, in the order of arrival."""
 
-    def __init__(self, socket: DatagramSocket, alpn: str, on_event: Callable[[Raw, EngineEvent], None]) -> None:
+    def __init__(
+        self, socket: DatagramSocket, alpn: str, on_event: Callable[[Raw, EngineEvent], None], windows: Windows = WINDOWS
+    ) -> None:
         self.peers: list[Raw] = []
         self._socket = socket
         self._alpn = alpn
+        self._windows = windows
         self._on_event = on_event
         self._by_address: dict[Address, Raw] = {}
         self._tls = TLSContext(throwaway_tls()[0])
@@ -188,7 +191,7 @@ class RawServer:
             header = parse_header(data)
             assert header is not None
             engine = server_engine(
-                self._tls, original_destination_id=header.destination, alpn=[self._alpn], idle_timeout=90, windows=WINDOWS
+                self._tls, original_destination_id=header.destination, alpn=[self._alpn], idle_timeout=90, windows=self._windows
             )
             peer = self._by_address[address] = Raw(engine, self._socket)
             peer.on_event = self._on_event
@@ -198,11 +201,11 @@ class RawServer:
 
 @asynccontextmanager
 async def open_raw_server(
-    network: MemoryNetwork, on_event: Callable[[Raw, EngineEvent], None], *, alpn: str = ALPN
+    network: MemoryNetwork, on_event: Callable[[Raw, EngineEvent], None], *, alpn: str = ALPN, windows: Windows = WINDOWS
 ) -> AsyncIterator[RawServer]:
     """Serve by hand: ``on_event`` is called with each event and writes the answers; they leave with the same turn."""
     socket = await network.bind("server", PORT)
-    server = RawServer(socket, alpn, on_event)
+    server = RawServer(socket, alpn, on_event, windows)
     async with open_background() as background:
         background.start_soon(server.run)
         yield server

@@ -62,6 +62,13 @@ async def be_cut_off(network: MemoryNetwork) -> None:
         assert client.statistics().connects == TIMES + 1
 
 
+async def speak_v1(network: MemoryNetwork) -> None:
+    async with client_of(network, "old", config=SOON, protocol="quic-backbone-v1") as client:
+        await client.request(Message.command(bytes(100_000)))
+        await client.send(Message.event(b"y"))
+        await client.wait_connected()
+
+
 async def fall_silent(network: MemoryNetwork) -> None:
     async with client_of(network, "guest", credentials=b"good", config=replace(SOON, close_grace=0)) as client:
         await client.request(Message.command())
@@ -88,11 +95,11 @@ def unreachable() -> Counter[str]:
         gc.garbage.clear()
 
 
-@pytest.mark.parametrize("visit", [come_and_go, be_refused, be_cut_off, fall_silent, give_up])
+@pytest.mark.parametrize("visit", [come_and_go, be_refused, be_cut_off, speak_v1, fall_silent, give_up])
 async def test_an_ended_connection_is_freed_at_once(
     autojump_clock: MockClock, visit: Callable[[MemoryNetwork], Awaitable[None]]
 ) -> None:
-    config = ServerConfig(session_ttl=30.0, heartbeat_timeout=6.0, heartbeat_interval=2.0)
+    config = ServerConfig(session_ttl=30.0, heartbeat_timeout=6.0, heartbeat_interval=2.0, allow_unauthenticated_v1=True)
     network = MemoryNetwork(delay=0.01)
     async with open_machine(network, config=config, authenticate=check):
         await come_and_go(network)  # What is made once.

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from quicflow_trio import ClientConfig, ClientNotConnected, ClientState, Message, MessageType, Request, Router, ServerConfig
 from quicflow_trio.deadlines import Deadlines
+from quicflow_trio.flow2 import Flow2
 from quicflow_trio.heartbeat import heartbeat
 from quicflow_trio.protocol.handshake import Terms
 from quicflow_trio.protocol.state import CloseCode
@@ -273,7 +274,8 @@ async def test_only_so_many_unanswered_pings_are_remembered(autojump_clock: Mock
         assert connection is not None
         world.network.partition("client-0")
         await trio.sleep(20)
-        assert len(connection._pings._times) <= 16
+        assert isinstance(connection._dialect, Flow2)
+        assert len(connection._dialect._pings._times) <= 16
 
 
 # -- long paths ------------------------------------------------------------------------------------------------------------

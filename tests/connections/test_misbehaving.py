@@ -21,6 +21,7 @@ from quicflow_trio import (
     ServerConfig,
     SlowConsumer,
 )
+from quicflow_trio.flow2 import Flow2
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.quic.aioquic_engine import Windows
 from quicflow_trio.quic.engine import ConnectionEnded, StreamData
@@ -417,8 +418,10 @@ async def test_a_client_that_does_not_read_its_acks(autojump_clock: MockClock) -
             raw.write(stream_id, message(seq, ack=True, type=MessageType.QUERY))
         await trio.sleep(20)
         session = world.server.sessions["raw"]
-        lanes = session._connection._lanes
-        assert lanes is not None
+        dialect = session._connection._dialect
+        assert isinstance(dialect, Flow2)
+        assert dialect._lanes is not None
+        lanes = dialect._lanes
         receiver = lanes._receivers[stream_id]
         # 20 KB are with the client, 50 KB wait in QUIC, 50 KB in the lane; one round of workers may come on top.
         assert started < 200

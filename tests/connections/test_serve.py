@@ -29,6 +29,7 @@ from quicflow_trio import (
 )
 from quicflow_trio.admission import Admission
 from quicflow_trio.connection import Connection
+from quicflow_trio.flow2 import Flow2
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import MemoryNetwork, echo_router, open_world
 from quicflow_trio.wire import PingFrame
@@ -219,14 +220,14 @@ async def test_a_cancelled_session_close_goes_on_by_itself(autojump_clock: MockC
 async def test_a_defect_in_one_connection_takes_no_other_down(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Connection._control_frame
+    original = Flow2._control_frame
 
-    def broken(self: Connection, frame: object) -> None:
+    def broken(self: Flow2, frame: object) -> None:
         if isinstance(frame, PingFrame) and frame.number == 666:
             raise ZeroDivisionError("a defect")
         original(self, frame)
 
-    monkeypatch.setattr(Connection, "_control_frame", broken)
+    monkeypatch.setattr(Flow2, "_control_frame", broken)
     async with open_world(clients=1, network=MemoryNetwork(delay=0.01)) as world:
         ids = world.server.statistics().endpoint.connection_ids
         async with open_raw(world.network) as raw:

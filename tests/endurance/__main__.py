@@ -7,6 +7,7 @@ from cyclopts import App
 from benchmarks.harness.session import run_app
 from tests.endurance import drain as drain_
 from tests.endurance import kill as kill_
+from tests.endurance import original as original_
 from tests.endurance import reconnects as reconnects_
 from tests.endurance import rolling as rolling_
 from tests.endurance import soak as soak_
@@ -81,6 +82,16 @@ async def soak(
 ) -> None:
     """Talk both ways for half an hour under faults: memory stays flat, and at the end nothing is left over."""
     await conduct("soak", soak_.prove, settings, common)
+
+
+@app.command
+async def original(
+    *,
+    settings: original_.Original = original_.Original(),  # noqa: B008 - frozen
+    common: Common = Common(),  # noqa: B008 - frozen
+) -> None:
+    """Speak quic-backbone-v1 with a peer of the original's, as server and as client, across reconnects."""
+    await conduct("original", original_.prove, settings, common)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.endurance import drain, kill, reconnects, rolling, soak, stuck
+from tests.endurance import drain, kill, original, reconnects, rolling, soak, stuck
 from tests.endurance.children import ROOT, open_crowd, open_server
 from tests.endurance.conduct import Bar, Common, conduct
 from tests.endurance.report import Report
@@ -31,6 +31,10 @@ SHORT: dict[str, tuple[Callable[..., Awaitable[None]], Any]] = {
 }
 
 
+# How fast it is, and what a few messages leave behind, is for the long run to say.
+V1 = original.Original(messages=600, cuts=2, warm=100, unacked=600, timed=300, rate=1, growth=10_000)
+
+
 async def run(proof: Callable[..., Awaitable[None]], settings: Any, folder: Path) -> Report:
     report = Report("short", asdict(settings))
     with trio.fail_after(100):
@@ -41,6 +45,11 @@ async def run(proof: Callable[..., Awaitable[None]], settings: Any, folder: Path
 @pytest.mark.parametrize("name", SHORT)
 async def test_the_promise_holds_between_real_processes(name: str, tmp_path: Path) -> None:
     report = await run(*SHORT[name], tmp_path)
+    assert report.held, [check for check in report.checks if not check.held] + report.notes
+
+
+async def test_the_original_s_protocol_with_a_peer_of_its_own(tmp_path: Path) -> None:
+    report = await run(original.prove, V1, tmp_path)
     assert report.held, [check for check in report.checks if not check.held] + report.notes
 
 

@@ -363,7 +363,7 @@ async def test_events_are_frozen_and_plain(autojump_clock: MockClock) -> None:
     with pytest.raises(FrozenInstanceError):
         event.size = 4  # type: ignore[misc]
     end = DisconnectEvent(at=1.0, client_id="a", reason=DisconnectReason.NORMAL, detail="", by_peer=True)
-    address = ConnectEvent(at=1.0, client_id="a", remote_address=("::1", 5))
+    address = ConnectEvent(at=1.0, client_id="a", remote_address=("::1", 5), protocol="quicflow/2")
     assert json.loads(json.dumps(event.as_json()))["message_id"] == "01" * 16
     assert end.as_json()["reason"] == "normal"
     assert json.loads(json.dumps(address.as_json()))["remote_address"] == ["::1", 5]

@@ -17,6 +17,7 @@ from quicflow_trio import (
     AuthenticationRequest,
     Client,
     ClientConfig,
+    ConnectEvent,
     ConnectionLost,
     CredentialsRefused,
     Delivery,
@@ -40,6 +41,7 @@ from quicflow_trio import (
     ServerConfig,
     WaitingTableFull,
 )
+from quicflow_trio.config import Protocol
 from quicflow_trio.testing import MemoryNetwork, open_world
 from quicflow_trio.wire import PongFrame
 from tests.connections.machine import client_of, open_machine, until
@@ -692,6 +694,20 @@ async def test_who_was_let_in_and_what_was_refused(autojump_clock: MockClock) ->
         assert figures.authentications == {"accepted": 2, "refused": 1}
         assert figures.messages_refused == {"permission": 1, "rate": 1}
         assert figures.messages_failed == 0
+
+
+async def test_connections_are_counted_by_the_protocol_that_they_speak(autojump_clock: MockClock) -> None:
+    protocols: list[Protocol] = ["auto", "quicflow/2", "quic-backbone-v1"]
+    spoken = ["quicflow/2", "quicflow/2", "quic-backbone-v1"]
+    async with open_machine() as machine, machine.server.open_events(kinds=[ConnectEvent]) as events:
+        for offered, expected in zip(protocols, spoken, strict=True):
+            async with client_of(machine.network, protocol=offered) as client:
+                await client.wait_connected()
+                assert client.metrics().connections_by_protocol == {expected: 1}
+            event = await anext(events)
+            assert isinstance(event, ConnectEvent)
+            assert event.protocol == expected
+        assert machine.server.metrics().connections_by_protocol == {"quicflow/2": 2, "quic-backbone-v1": 1}
 
 
 async def test_a_snapshot_is_plain_data(autojump_clock: MockClock) -> None:

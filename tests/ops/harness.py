@@ -31,6 +31,7 @@ class FakeClient:
         self.connected_at = 1000.0 + number
         self.connected = connected
         self.identity = Identity(name="")
+        self.protocol = "quicflow/2"
         self.remote_address = ("127.0.0.1", 5000 + number)
         self.last_heartbeat: float | None = 1500.0
         self.rtt: float | None = 0.002 * (number + 1)
@@ -178,7 +179,7 @@ class FakeServer:
         await trio.sleep_forever()
 
     def connect_event(self, client_id: str) -> ConnectEvent:
-        return ConnectEvent(at=1.5, client_id=client_id, remote_address=("127.0.0.1", 4))
+        return ConnectEvent(at=1.5, client_id=client_id, remote_address=("127.0.0.1", 4), protocol="quicflow/2")
 
     def sent_event(self, client_id: str) -> MessageSentEvent:
         return MessageSentEvent(at=1.5, client_id=client_id, message_id=bytes(16), type="EVENT", size=1, lane="", wants_ack=False)

@@ -42,6 +42,7 @@ async def test_what_a_client_is_shown_with() -> None:
                 "client_id": "alpha",
                 "state": "connected",
                 "identity": None,
+                "protocol": "quicflow/2",
                 "remote_address": "127.0.0.1:5002",
                 "connected_at": 1002.0,
                 "last_heartbeat": 1500.0,

@@ -22,7 +22,10 @@ def event_detail(event: ServerEvent) -> str:
     data = event.data
     match event.kind:
         case "connect":
-            return f"from {_address(data.get('remote_address'))}"
+            protocol = data.get("protocol")
+            # An older server does not name it.
+            spoken = "" if protocol is None else f", {_text(protocol)}"
+            return f"from {_address(data.get('remote_address'))}{spoken}"
         case "disconnect":
             side = "by the client" if data.get("by_peer") else "by the server"
             return _phrase(f"{_text(data.get('reason'))}, {side}", data.get("detail"))

@@ -95,6 +95,7 @@ class ClientFigures:
         client_id: its id.
         state: ``connected``, ``away`` or ``gone``.
         identity: who it has shown to be; empty where the server asks nobody.
+        protocol: the message protocol of its connection.
         remote_address: host and port that it sends from; empty when it has none.
         connected_at: since when, Unix seconds.
         last_heartbeat: when its last ping came, Unix seconds.
@@ -115,6 +116,7 @@ class ClientFigures:
     client_id: str
     state: str
     identity: str
+    protocol: str
     remote_address: str
     connected_at: float | None
     last_heartbeat: float | None
@@ -138,7 +140,7 @@ class ClientFigures:
         Raises:
             BadAnswer: it holds none.
         """
-        texts = {"client_id", "state", "identity", "remote_address"}
+        texts = {"client_id", "state", "identity", "protocol", "remote_address"}
         values: dict[str, Any] = {
             declared.name: (text if declared.name in texts else number)(source, declared.name) for declared in fields(cls)
         }

@@ -241,6 +241,7 @@ COLUMNS = (
     Column("FAILED", 6, lambda client, rates, now: count(client.messages_failed), ()),
     Column("BYTES OUT", 9, lambda client, rates, now: size(client.bytes_sent), ("bytes_sent",)),
     Column("BYTES IN", 8, lambda client, rates, now: size(client.bytes_received), ("bytes_received",)),
+    Column("PROTOCOL", 16, lambda client, rates, now: shown(client.protocol) or NONE, (), left=True),
     Column("RUNNING", 7, lambda client, rates, now: count(client.handlers_running), ()),
     Column("HELD", 7, lambda client, rates, now: size(client.held_bytes), ()),
     Column("BEAT", 7, lambda client, rates, now: span(ago(now, client.last_heartbeat)), ()),
