@@ -26,6 +26,9 @@ _AS_COUNTED = (
 )
 """Counters that are shown as they are, under the same name."""
 
+_BY_LABEL = ("connections_by_protocol", "disconnects", "connections_refused", "authentications", "messages_refused")
+"""Counters by reason and the like, under the same name."""
+
 
 class NetworkTotals:
     """What endpoints have counted, summed: a client has one after the other."""
@@ -84,6 +87,7 @@ def measure(
     inbox_drops += counters.inbox_drops
     return MetricsSnapshot(
         **{name: getattr(counters, name) for name in _AS_COUNTED},
+        **{name: dict(getattr(counters, name)) for name in _BY_LABEL},
         **_summed(links),
         connected_clients=connected,
         total_connections=counters.connections,
@@ -102,11 +106,6 @@ def measure(
         uptime_seconds=now - instruments.started,
         timestamp=instruments.epoch + now,
         latency=latency,
-        connections_by_protocol=dict(counters.connections_by_protocol),
-        disconnects=dict(counters.disconnects),
-        connections_refused=dict(counters.connections_refused),
-        authentications=dict(counters.authentications),
-        messages_refused=dict(counters.messages_refused),
         half_open=half_open,
         sessions_away=away,
         requests_refused=table.refused,
