@@ -87,7 +87,7 @@ def measure(
     inbox_drops += counters.inbox_drops
     return MetricsSnapshot(
         **{name: getattr(counters, name) for name in _AS_COUNTED},
-        **{name: dict(getattr(counters, name)) for name in _BY_LABEL},
+        **{name: getattr(counters, name).copy() for name in _BY_LABEL},
         **_summed(links),
         connected_clients=connected,
         total_connections=counters.connections,
