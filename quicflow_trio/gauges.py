@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from copy import copy
+from typing import Any
 
 import trio
 
@@ -124,7 +125,7 @@ def measure(
     )
 
 
-def _summed(links: Collection[Link]) -> dict[str, int]:
+def _summed(links: Collection[Link]) -> dict[str, Any]:
     """Return what sessions hold now, all of them together. One walk: a sum for each figure took three times as long."""
     running = depth = lanes = messages = outbox = unacked = held = 0
     for link in links:
