@@ -196,8 +196,7 @@ async def _broadcast_acked(
             request.task = countdown
             request.wake = _Countdown.one
             if ack_timeout != math.inf:
-                request.timed = True
-                link.deadlines.add(now + ack_timeout, request)
+                request.end_at(now + ack_timeout)
             requests[client_id] = request
             if index % CHUNK == 0:
                 # Acks may come in from here on; the one below keeps the count from reaching zero before all were sent.

@@ -220,8 +220,7 @@ class Peer:
         with OutgoingRequest(self._lane, message, link.share, link.deadlines, now) as request:
             link.submit(request)
             if timeout != math.inf:
-                request.timed = True
-                link.deadlines.add(now + timeout, request)
+                request.end_at(now + timeout)
             await _park(request)
             ack = request.ack
             if ack is not None:

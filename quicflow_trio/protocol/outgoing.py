@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 from ..errors import AckTimeout, QuicFlowError
 from ..message import Delivery, Message
 from ..wire import AckFrame, encode_message
-from .waiting import WaitingShare
+from .waiting import Expiring, WaitingShare
 
 __all__ = ["MESSAGE_OVERHEAD", "SWEEP_BYTES", "ErrorFactory", "Outbox", "Outgoing", "OutgoingRequest", "OutgoingState"]
 
@@ -112,11 +112,29 @@ class Outgoing:
             wake(self.task)
 
 
-class EarlyEnds(Protocol):
-    """Where deadlines stand that mostly never come."""
+class Timers(Protocol):
+    """Where deadlines stand that mostly never come: `deadlines.Deadlines`."""
+
+    def add(self, deadline: float, entry: Expiring) -> None:
+        """Have ``entry.expire`` called at ``deadline``."""
 
     def ended_early(self) -> None:
         """Say that one of them no longer matters."""
+
+
+class _AckDeadline:
+    """A request's place among the timers. When it is over it stays there for a while, without the request: that holds the payload."""
+
+    __slots__ = ("live", "request")
+
+    def __init__(self, request: OutgoingRequest) -> None:
+        self.live: bool = True
+        self.request: OutgoingRequest | None = request
+
+    def expire(self, now: float) -> None:
+        """End the wait."""
+        if self.request is not None:
+            self.request._expire()
 
 
 class OutgoingRequest(Outgoing):
@@ -126,26 +144,29 @@ class OutgoingRequest(Outgoing):
         ack: the peer's answer, None until it came.
         expired: true when the ack deadline has passed.
         ack_error: why no ack will come, None while one may.
-        timed: true while a finite deadline stands in the heap.
         started: when the wait began, on the clock that ``now`` of `LaneSender.handle_return` is of.
     """
 
-    __slots__ = ("_deadlines", "_share", "ack", "ack_error", "expired", "live", "started", "timed")
+    __slots__ = ("_deadline", "_share", "_timers", "ack", "ack_error", "expired", "started")
 
     wants_ack = True
     state: OutgoingState
     wake: Callable[[Any], None] | None
 
-    def __init__(self, lane: Lane, message: Message, share: WaitingShare, deadlines: EarlyEnds, started: float = 0.0) -> None:
+    def __init__(self, lane: Lane, message: Message, share: WaitingShare, timers: Timers, started: float = 0.0) -> None:
         super().__init__(lane, message)
         self.started: float = started
         self._share = share
-        self._deadlines = deadlines
+        self._timers = timers
+        self._deadline: _AckDeadline | None = None
         self.ack: AckFrame | None = None
         self.ack_error: ErrorFactory | None = None
         self.expired: bool = False
-        self.live: bool = False
-        self.timed: bool = False
+
+    def end_at(self, deadline: float) -> None:
+        """Let the wait end at ``deadline``, a finite time of the timers' clock."""
+        self._deadline = entry = _AckDeadline(self)
+        self._timers.add(deadline, entry)
 
     @property
     def answered(self) -> bool:
@@ -159,7 +180,6 @@ class OutgoingRequest(Outgoing):
             WaitingTableFull: nothing was changed.
         """
         self._share.enter()
-        self.live = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:
@@ -167,10 +187,11 @@ class OutgoingRequest(Outgoing):
 
         How the wait ended is decided here and once: its deadline can pass when its caller has been cancelled already.
         """
-        self.live = False
-        if self.timed:
-            self.timed = False
-            self._deadlines.ended_early()
+        entry = self._deadline
+        if entry is not None:
+            self._deadline = entry.request = None
+            entry.live = False
+            self._timers.ended_early()
         timed_out = self.expired and self.ack_error is None and (kind is None or issubclass(kind, AckTimeout))
         self._share.leave(acked=self.ack is not None, timed_out=timed_out)
         self.wake = None
@@ -200,9 +221,8 @@ class OutgoingRequest(Outgoing):
             self.ack_error = error
             self._wake()
 
-    def expire(self, now: float) -> None:
-        """End the wait at its deadline."""
-        self.timed = False
+    def _expire(self) -> None:
+        self._deadline = None
         self.expired = True
         self._wake()
 

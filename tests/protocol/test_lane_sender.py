@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from quicflow_trio.errors import ConnectionLost, PayloadTooLarge, QuicFlowError,
 from quicflow_trio.message import AckStatus, Delivery, Message
 from quicflow_trio.protocol.lane_sender import CREDIT_RESERVE, LaneSender
 from quicflow_trio.protocol.outgoing import MESSAGE_OVERHEAD, SWEEP_BYTES, Outgoing, OutgoingRequest, OutgoingState
-from quicflow_trio.protocol.waiting import WaitingShare, WaitingTable
+from quicflow_trio.protocol.waiting import Expiring, WaitingShare, WaitingTable
 from quicflow_trio.wire import (
     CancelFrame,
     Frame,
@@ -38,6 +39,10 @@ class NoDeadlines:
 
     def __init__(self) -> None:
         self.ended = 0
+        self.added: list[tuple[float, Expiring]] = []
+
+    def add(self, deadline: float, entry: Expiring) -> None:
+        self.added.append((deadline, entry))
 
     def ended_early(self) -> None:
         self.ended += 1
@@ -379,14 +384,29 @@ def test_an_expired_request_wakes_its_task_and_gives_its_deadline_up_only_once(s
     late, early = (OutgoingRequest(lane, Message.command(), share, deadlines) for _ in range(2))
     for request in (late, early):
         request.__enter__()
-        request.timed = True
+        request.end_at(1.0)
     wakes = watch(late)
-    late.expire(1.0)
+    (deadline, entry), (_, other) = deadlines.added
+    entry.expire(deadline)
     assert (wakes.woken, late.expired) == (1, True)
     late.__exit__()
     assert deadlines.ended == 0, "the heap has dropped it by itself"
     early.__exit__()
-    assert (deadlines.ended, early.live) == (1, False)
+    assert (deadlines.ended, other.live) == (1, False)
+    other.expire(1.0)
+    assert not early.expired
+
+
+def test_a_deadline_that_no_longer_matters_holds_no_payload(share: WaitingShare) -> None:
+    deadlines = NoDeadlines()
+    payload = bytes(1000)
+    alone = sys.getrefcount(payload)
+    with OutgoingRequest(make_lane(), Message.command(payload), share, deadlines) as request:
+        request.end_at(1.0)
+        request.fail(LOST)
+    del request
+    assert len(deadlines.added) == 1
+    assert sys.getrefcount(payload) == alone
 
 
 # -- a model beside it -------------------------------------------------------------------------------------------------
