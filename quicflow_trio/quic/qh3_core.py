@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import certifi
 from aioquic import tls as aioquic_tls
@@ -209,6 +209,7 @@ class Qh3Core(QuicConnection):
         )
         self._reset_token = None if reset_key is None else reset_key.token(self.host_cid)
         self.windows: Final = windows
+        self._bridge: ref[_TlsBridge] | None = None
 
     @property
     def native(self) -> QuicConnectionCore | None:
@@ -253,7 +254,7 @@ class Qh3Core(QuicConnection):
         self._pre_handshake_state_replayed = True  # Nothing is written before the handshake.
 
     def _create_tls(self, remote_source_cid: bytes | None) -> QuicTlsBridge:
-        self._tls = _TlsBridge(
+        self._tls = bridge = _TlsBridge(
             self._configuration,
             self.windows,
             version=self._version,
@@ -264,7 +265,16 @@ class Qh3Core(QuicConnection):
             stateless_reset_token=self._reset_token,
             version_change_handler=self._set_version,
         )
-        return self._tls
+        self._bridge = ref(bridge)
+        return bridge
+
+    def release(self) -> None:
+        """Cut what leads from TLS back to here, so that an ended connection is freed at once; see `lean.take_apart`."""
+        # Stock drops it after the handshake, and the circle stays.
+        bridge = None if self._bridge is None else self._bridge()
+        if bridge is not None:
+            vars(bridge.tls).clear()
+            vars(bridge).clear()
 
     def _drain_core(self) -> None:
         """Leave the core's events to the engine, which takes them after each packet of the handshake."""

@@ -200,6 +200,7 @@ class Qh3Engine(Qh3Driver):
 
     def release(self) -> None:
         """See `Engine.release`."""
+        self._connection.release()
 
     @property
     def closing(self) -> bool:

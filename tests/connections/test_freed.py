@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -26,8 +27,16 @@ from quicflow_trio.testing import MemoryNetwork
 from tests.connections.machine import client_of, open_machine
 
 SOON = ClientConfig(heartbeat_interval=1.0, heartbeat_timeout=3.0, backoff_initial=0.01, backoff_max=0.1, seed=1)
+CONFIG = ServerConfig(session_ttl=30.0, heartbeat_timeout=6.0, heartbeat_interval=2.0, allow_unauthenticated_v1=True)
 TIMES = 3
-WATCHED = ("aioquic.", "quicflow_trio.connection", "quicflow_trio.lanes", "quicflow_trio.sessions")
+WATCHED = (
+    "aioquic.",
+    "qh3.",
+    "quicflow_trio.quic.qh3",
+    "quicflow_trio.connection",
+    "quicflow_trio.lanes",
+    "quicflow_trio.sessions",
+)
 
 
 async def check(request: AuthenticationRequest) -> Identity:
@@ -95,11 +104,8 @@ def unreachable() -> Counter[str]:
         gc.garbage.clear()
 
 
-@pytest.mark.parametrize("visit", [come_and_go, be_refused, be_cut_off, speak_v1, fall_silent, give_up])
-async def test_an_ended_connection_is_freed_at_once(
-    autojump_clock: MockClock, visit: Callable[[MemoryNetwork], Awaitable[None]]
-) -> None:
-    config = ServerConfig(session_ttl=30.0, heartbeat_timeout=6.0, heartbeat_interval=2.0, allow_unauthenticated_v1=True)
+async def look(config: ServerConfig, visit: Callable[[MemoryNetwork], Awaitable[None]]) -> Counter[str]:
+    """Return what some visits leave to the garbage collector."""
     network = MemoryNetwork(delay=0.01)
     async with open_machine(network, config=config, authenticate=check):
         await come_and_go(network)  # What is made once.
@@ -110,9 +116,23 @@ async def test_an_ended_connection_is_freed_at_once(
             for _ in range(TIMES):
                 await visit(network)
             await trio.sleep(60)
-            left = [one for one in gc.get_objects() if isinstance(one, HardenedConnection)]
-            assert left == []
-            found = unreachable()
+            assert not [one for one in gc.get_objects() if isinstance(one, HardenedConnection)]
+            return unreachable()
         finally:
             gc.enable()
-    assert found == {}
+
+
+@pytest.mark.parametrize("visit", [come_and_go, be_refused, be_cut_off, speak_v1, fall_silent, give_up])
+async def test_an_ended_connection_is_freed_at_once(
+    autojump_clock: MockClock, visit: Callable[[MemoryNetwork], Awaitable[None]]
+) -> None:
+    assert await look(CONFIG, visit) == {}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("qh3") is None, reason="qh3 is an extra and not installed")
+@pytest.mark.parametrize("visit", [come_and_go, fall_silent, give_up])
+async def test_one_of_qh3_as_well(
+    autojump_clock: MockClock, visit: Callable[[MemoryNetwork], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "SOON", replace(SOON, engine="qh3"))
+    assert await look(replace(CONFIG, engine="qh3"), visit) == {}
