@@ -240,7 +240,7 @@ class Admission:
         except RemoteProtocolError as exc:
             connection.close(CloseCode.REJECTED, str(exc))
             return
-        if connection.protocol == BACKBONE1 and self._is_taken(hello.client_id, connection):
+        if self._is_taken(hello.client_id, connection):
             connection.close(CloseCode.OVERLOADED, NO_SESSION)
             return
         self._gatekeeper.check(
@@ -254,13 +254,17 @@ class Admission:
     def _is_taken(self, client_id: str, connection: Connection) -> bool:
         """Return True for an id whose session this client of quic-backbone-v1 may not take over: most prove nothing."""
         session = self.registry.get(client_id)
-        if session is None or session.retired:
+        if connection.protocol != BACKBONE1 or session is None or session.retired:
             return False
         if session.vouched and not (session.protocol == BACKBONE1 and is_named(connection, client_id)):
             return True
         return self._config.v1_duplicates == "refuse" and session.connected
 
     def _admit(self, connection: Connection, hello: Hello, terms: Terms, identity: Identity) -> None:
+        if self._is_taken(hello.client_id, connection):
+            # By one who came while the authenticator was thinking.
+            connection.close(CloseCode.OVERLOADED, NO_SESSION)
+            return
         config = self._config
         session = self._resume(connection, hello) if terms.revision >= RESUMING else None
         resumed = session is not None
@@ -302,6 +306,10 @@ class Admission:
     def _make_session(self, client_id: str, connection: Connection) -> Session:
         """Make the session of a connection, and let it take over from an earlier one of the same client."""
         earlier = self.registry.get(client_id)
+        if earlier is not None and not earlier.vouched and self._gatekeeper.vouches(connection):
+            # Whoever that was shall not hold up the one who has shown credentials.
+            earlier.hurry()
+            earlier = None
         link = Link(
             self._config,
             table=self.table,

@@ -6,13 +6,14 @@ protocol has no word for is not said: resuming, credentials, goodbye, cancellati
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import final
 
 import trio
 
 from .dialect import Host
-from .errors import RemoteProtocolError
+from .errors import LocalProtocolError, RemoteProtocolError
 from .exchanges import STREAMS, Exchanges, now_ms
 from .link import Link
 from .protocol.backbone1 import FIRST_FRAME, NO_CLIENT_ID, PAYLOAD, FrameIntake, Oversized, close_of, meaning_of
@@ -130,6 +131,11 @@ class Backbone1:
         """True while a part of a frame has come."""
         return self._exchanges is not None and self._exchanges.begun
 
+    @property
+    def holds_back(self) -> bool:
+        """True while handlers keep the peer from sending anything, heartbeats included."""
+        return self._exchanges is not None and self._exchanges.holds_back
+
     def recheck_credit(self) -> None:
         """Look again at what the peer's stream limit held back."""
         if self._exchanges is not None:
@@ -153,7 +159,9 @@ class Backbone1:
         data = encode_backbone(frame, now_ms())
         self._bytes_sent += len(data)
         self._host.instruments.counters.bytes_sent += len(data)
-        self._engine.write(INTRODUCTION, data, fin=True)
+        # The peer may have said, with its ping, that it does not read the answer.
+        with contextlib.suppress(LocalProtocolError):
+            self._engine.write(INTRODUCTION, data, fin=True)
         self._host.kick()
 
     def open(self, link: Link, terms: Terms) -> None:

@@ -309,6 +309,9 @@ class Connection:
             self.engine.close(0, HANDSHAKE_TIMEOUT, application=False)
         elif self.state is ConnectionState.HELLO:
             self.close(CloseCode.HELLO_TIMEOUT, "hello timeout")
+        elif self._dialect is not None and self._dialect.holds_back:
+            # It could not say a word. When the network is gone as well, the engine's idle time-out ends it.
+            self.last_heard = now
         else:
             self._heartbeat_failed(now, "heartbeat timeout")
 

@@ -79,6 +79,10 @@ class Dialect(Protocol):
     def begun(self) -> bool:
         """True while a part of a frame has come that this side does not hold back itself."""
 
+    @property
+    def holds_back(self) -> bool:
+        """True while this side keeps the peer from sending anything, heartbeats included."""
+
     def recheck_credit(self) -> None:
         """Look again at what had run out of credit."""
 

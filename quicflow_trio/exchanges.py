@@ -16,11 +16,23 @@ import trio
 
 from .dialect import Host
 from .errors import ConnectionLost, LaneLimitReached, LocalProtocolError
+from .half_frames import BAD_FRAMES, THROWN_AWAY, HalfFrames
 from .link import Link
-from .protocol.backbone1 import FOREIGN, FrameIntake, Inbound, Outbound, Oversized, ack_of, answer_of, id_from_text
+from .protocol.backbone1 import (
+    FOREIGN,
+    LONGEST_ID,
+    FrameIntake,
+    Inbound,
+    Outbound,
+    Oversized,
+    ack_of,
+    answer_of,
+    id_from_text,
+)
 from .protocol.credit import RETURN_WINDOW, connection_window
 from .protocol.lane_receiver import LaneReceiver
 from .protocol.lane_sender import LaneSender
+from .protocol.outgoing import Outgoing
 from .protocol.pings import PingBudget
 from .quic.engine import StreamData, StreamReset
 from .wire import (
@@ -32,7 +44,6 @@ from .wire import (
     BackbonePing,
     BackbonePong,
     DecodeError,
-    EmptyFrame,
     FrameReader,
     FrameTooLarge,
     LaneOpen,
@@ -47,18 +58,13 @@ __all__ = ["STREAMS", "Exchanges", "now_ms"]
 STREAMS: Final = 1000
 """Streams that either side may have open at once; as many as the original takes."""
 
-THROWN_AWAY: Final = 1
-"""Application code of streams that are given up unread."""
-
-BAD_FRAMES = (DecodeError, EmptyFrame, FrameTooLarge)
-
 
 def now_ms() -> int:
     """Return what frames are stamped with."""
     return time.time_ns() // 1_000_000
 
 
-class Exchanges:
+class Exchanges(HalfFrames):
     """The streams of one connection after its introduction, but for stream 0.
 
     Args:
@@ -102,6 +108,10 @@ class Exchanges:
         self._send_due = True
         self._receive_due = False
         self._stalled = False
+        self._held_back = 0
+        # Streams with answers of ours that had not left when they were last looked at; and bytes of their copies on streams of ours.
+        self._answering: dict[int, None] = {}
+        self._copies = 0
 
     def begin(self) -> None:
         """Take up the lane that messages are received on: the session is attached now."""
@@ -128,7 +138,7 @@ class Exchanges:
         """Take a half that the peer has abandoned for one that ends here, and a message on it for lost."""
         stream = self._out.get(event.stream_id)
         if stream is not None and stream.outgoing is not None and not stream.outgoing.wants_ack:
-            self._link.lost(self._lane.lose(stream.outgoing, partial(ConnectionLost, "the peer has thrown the message away")))
+            self._thrown_away(stream.outgoing)
         self.handle_data(StreamData(event.stream_id, b"", fin=True))
 
     def handle_stop(self, stream_id: int) -> None:
@@ -137,6 +147,18 @@ class Exchanges:
         if inbound is not None:
             inbound.finished = True
             self._forget(inbound)
+            return
+        stream = self._out.get(stream_id)
+        if (
+            stream is not None
+            and stream.outgoing is not None
+            and not stream.outgoing.wants_ack
+            and self._engine.unsent(stream_id)
+        ):
+            self._thrown_away(stream.outgoing)
+
+    def _thrown_away(self, outgoing: Outgoing) -> None:
+        self._link.lost(self._lane.lose(outgoing, partial(ConnectionLost, "the peer has thrown the message away")))
 
     def _handle_inbound(self, event: StreamData) -> None:
         stream_id, data = event.stream_id, event.data
@@ -156,38 +178,16 @@ class Exchanges:
             self._engine.grant(stream_id, stream.arrived + self._link.window())
         self._forget(stream)
 
-    def _read(self, stream: Inbound, intake: FrameIntake, data: bytes) -> None:
-        self._gathered -= intake.held
-        try:
-            frame = intake.feed(data)
-            if frame is None:
-                if stream.over:
-                    raise DecodeError("a frame is cut off")
-                if self._gathered + intake.held > self._gather_limit:
-                    raise FrameTooLarge(self._gathered + intake.held, self._gather_limit)
-                self._gathered += intake.held
-                self._receive_due = True
-                return
-        except BAD_FRAMES as error:
-            stream.intake = None
-            self._host.note_error(error)
-            if self._gathered + intake.held > self._gather_limit:
-                # Not finished, which would say that it was read.
-                self._engine.reset(stream.stream_id, THROWN_AWAY)
-                self._engine.stop(stream.stream_id, THROWN_AWAY)
-                stream.finished = True
-            self._finish(stream)
-            return
-        stream.intake = None
-        self._take(stream, frame)
-
     def _take(self, stream: Inbound, frame: BackboneFrame | Oversized) -> None:
         """Act on the frame of a stream."""
         host = self._host
         if isinstance(frame, Oversized):
             self._refuse(stream, frame.data, frame.size)
         elif isinstance(frame, BackboneData):
-            if len(frame.payload) > self._limits.payload:
+            if len(frame.msg_id) > LONGEST_ID:
+                host.note_error(DecodeError(f"a message id of {len(frame.msg_id):,} characters"))
+                self._finish(stream)
+            elif len(frame.payload) > self._limits.payload:
                 self._refuse(stream, frame, len(frame.payload))
             else:
                 self._take_message(stream, frame)
@@ -208,8 +208,11 @@ class Exchanges:
 
     def _refuse(self, stream: Inbound, data: BackboneData, size: int) -> None:
         self._host.note_error(FrameTooLarge(size, self._limits.payload))
-        error = f"payload of {size:,} bytes, the limit is {self._limits.payload:,}"
-        self._answer(stream, data.msg_id, AckFrame(1, 1, AckStatus.FAILURE, b"", error) if data.wait_ack else None)
+        if data.wait_ack and len(data.msg_id) <= LONGEST_ID:
+            error = f"payload of {size:,} bytes, the limit is {self._limits.payload:,}"
+            self._answer(stream, data.msg_id, AckFrame(1, 1, AckStatus.FAILURE, b"", error))
+        else:
+            self._throw_away(stream)
 
     def _take_message(self, stream: Inbound, data: BackboneData) -> None:
         self._seq = seq = self._seq + 1
@@ -244,6 +247,7 @@ class Exchanges:
                     self._unanswered(stream, "the peer finished the stream without an answer")
         if event.fin:
             del self._out[event.stream_id]
+            self._copies -= stream.copy_size
             if stream.outgoing is not None:
                 self._under_way -= stream.outgoing.size
                 # What is read to its end has been received.
@@ -303,7 +307,7 @@ class Exchanges:
     def note_receiver(self) -> None:
         """Note that a handler has ended."""
         self._receive_due = True
-        if self._receiver.has_news or self._taken or self._host.waited_for:
+        if self._receiver.has_news or self._taken or self._host.waited_for or self._held_back > self._window // 4:
             self._host.kick()
         else:
             self._link.account(self._receiver)
@@ -313,6 +317,8 @@ class Exchanges:
         if self._stalled:
             self._stalled = False
             self._send_due = True
+        if self._answering:
+            self._receive_due = True
 
     def flush(self) -> None:
         """Write what waits: answers, then heartbeats, then messages."""
@@ -328,8 +334,11 @@ class Exchanges:
 
     def _flush_receiver(self) -> None:
         receiver, link = self._receiver, self._link
-        stalled = receiver.ack_bytes > self._limits.outbox_bytes
-        reader = FrameReader(len(batch)) if (batch := receiver.next_batch()) else None
+        unsent = self._unsent_answers()
+        stalled = receiver.ack_bytes > self._limits.outbox_bytes >= unsent
+        # Answers that a peer does not take stay where they stop further handlers.
+        batch = receiver.next_batch() if unsent <= self._limits.outbox_bytes else b""
+        reader = FrameReader(len(batch)) if batch else None
         if reader is not None:
             reader.feed(batch)
             for body in reader.frames():
@@ -346,10 +355,17 @@ class Exchanges:
         link.account(receiver)
         # What waits for handlers, or for its end, is not given back to the peer; when the whole process holds much, nor is a part of the
         # rest. Where only the peer can make room, by bringing the end of something, it may always go on.
-        held = receiver.held_bytes + self._gathered + (self._limits.lane_window - window) * self._limits.lanes
-        self._engine.hold(held if receiver.held_bytes else min(held, self._window * 3 // 4))
+        others = self._gathered + (self._limits.lane_window - window) * self._limits.lanes
+        self._held_back = receiver.held_bytes + min(others, self._window * 3 // 4)
+        self._engine.hold(self._held_back)
         if stalled:
             link.dispatcher.resume(receiver)
+
+    def _unsent_answers(self) -> int:
+        """Return how many bytes of answers have not left."""
+        unsent = {stream_id: size for stream_id in self._answering if (size := self._engine.unsent(stream_id))}
+        self._answering = dict.fromkeys(unsent)
+        return sum(unsent.values())
 
     def _flush_sender(self) -> None:
         lane = self._lane
@@ -357,7 +373,8 @@ class Exchanges:
         if withdrawn:
             self._stop_waiting(withdrawn)
         written = 0
-        while lane.ready and len(self._out) < STREAMS and self._under_way < self._limits.outbox_bytes:
+        # A few streams are left for heartbeats.
+        while lane.ready and len(self._out) < STREAMS - 8 and self._under_way < self._limits.outbox_bytes:
             try:
                 stream_id = self._engine.open_stream()
             except LocalProtocolError:
@@ -417,8 +434,14 @@ class Exchanges:
             return
         ack = ack_of(frame, msg_id, as_json=self._link.config.v1_results == "json")
         self._finish(stream, ack)
-        if stream.over:
-            self._open(ack, Outbound(None, None))
+        self._answering[stream.stream_id] = None
+        # Of copies that the peer does not take there are no more than so many.
+        size = len(ack.result)
+        if stream.over and len(self._out) < STREAMS // 2 and self._copies + size <= self._limits.outbox_bytes:
+            copy = Outbound(None, None)
+            if self._open(ack, copy):
+                copy.copy_size = size
+                self._copies += size
 
     def _finish(self, stream: Inbound, frame: BackboneFrame | None = None) -> None:
         if not stream.finished:
@@ -437,6 +460,9 @@ class Exchanges:
             self._receiver.detach()
             self._link.account(self._receiver)
             self._link.dispatcher.resume(self._receiver)
+        self._link.note_held(-self._gathered)
+        self._gathered = 0
+        self._answering.clear()
         self._in.clear()
         self._out.clear()
         self._owed.clear()
@@ -444,6 +470,11 @@ class Exchanges:
         self._taken.clear()
         self._send_due = self._receive_due = self._stalled = False
         self._pings_due = 0
+
+    @property
+    def holds_back(self) -> bool:
+        """True while handlers of ours keep the peer from sending anything, heartbeats included."""
+        return self._receiver.busy and (self._held_back > self._window // 2 or len(self._in) >= STREAMS - 8)
 
     @property
     def quiet(self) -> bool:

@@ -79,6 +79,11 @@ class Flow2:
         """True while a part of a frame has come."""
         return self._control.partial > 0 or (self._lanes is not None and self._lanes.begun)
 
+    @property
+    def holds_back(self) -> bool:
+        """Never: heartbeats have credit of their own."""
+        return False
+
     def recheck_credit(self) -> None:
         """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
         if self._lanes is not None:

@@ -160,6 +160,10 @@ class Gatekeeper:
             if self._await_expiry(visit, connection, identity):
                 connection.send(Authentication(valid_for_ms=_milliseconds(identity.valid_for)))
 
+    def vouches(self, connection: Connection) -> bool:
+        """Return True for a connection whose client the authenticator was asked about."""
+        return connection in self._visits
+
     def ended(self, connection: Connection) -> None:
         """Forget a connection."""
         visit = self._visits.pop(connection, None)

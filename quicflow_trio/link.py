@@ -344,6 +344,11 @@ class Link:
         """Bring the bytes held for handlers up to date."""
         self.held_bytes += self._budget.account(lane)
 
+    def note_held(self, size: int) -> None:
+        """Add what a connection itself holds of messages that are not complete, or take it off."""
+        self.held_bytes += size
+        self._budget.held += size
+
     def release(self) -> None:
         """Give back what is still held, once no handler will run any more: else a dead session would shrink all windows for ever."""
         self.dispatcher.release()

@@ -31,6 +31,7 @@ PEERS = {
     "flow2",
     "gate",
     "gauges",
+    "half_frames",
     "heartbeat",
     "lanes",
     "link",

@@ -31,6 +31,7 @@ from .state import CloseCode
 __all__ = [
     "FIRST_FRAME",
     "FOREIGN",
+    "LONGEST_ID",
     "NO_CLIENT_ID",
     "NO_SESSION",
     "PAYLOAD",
@@ -52,6 +53,9 @@ FOREIGN: Final = bytes.fromhex("51535348")
 
 PAYLOAD: Final = MAX_FRAME - FRAME_OVERHEAD
 """Longest payload that fits into a frame, bytes."""
+
+LONGEST_ID = 256
+"""Bytes of a message id: it is kept while the message is handled, and goes back with each answer."""
 
 HEAD = 4096
 """Bytes of a frame over the limit that are kept in which its payload must begin; ids take a few hundred."""
@@ -191,9 +195,10 @@ class Outbound:
         arrived: bytes that have come.
         msg_id: of the message.
         pinged_at: when a ping went out (Trio clock); None for anything else.
+        copy_size: bytes of the answer on it, if it is the copy of one.
     """
 
-    __slots__ = ("arrived", "intake", "msg_id", "outgoing", "pinged_at")
+    __slots__ = ("arrived", "copy_size", "intake", "msg_id", "outgoing", "pinged_at")
 
     def __init__(self, outgoing: Outgoing | None, intake: FrameIntake | None, pinged_at: float | None = None) -> None:
         self.outgoing: Outgoing | None = outgoing
@@ -201,6 +206,7 @@ class Outbound:
         self.arrived: int = 0
         self.msg_id: str = "" if outgoing is None else id_to_text(outgoing.message.id)
         self.pinged_at: float | None = pinged_at
+        self.copy_size: int = 0
 
 
 # -- ids -------------------------------------------------------------------------------------------------------------------
@@ -240,6 +246,8 @@ def _from_json(msg_id: str, text: bytes) -> tuple[int, bytes] | None:
         status = values.get("status", 1)
         if isinstance(status, str):
             status = AckStatus[status.upper().removeprefix("ACK_STATUS_")]
+        if not isinstance(status, int):
+            return None
         return int(status), base64.b64decode(values.get("result") or "", validate=True)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
@@ -266,6 +274,9 @@ def ack_of(frame: AckFrame, msg_id: str, *, as_json: bool) -> BackboneAck:
     result = frame.result if status == frame.status else b""
     if as_json and result:
         result = json_result(msg_id, status, result)
+        if len(result) > PAYLOAD:
+            error = f"a result of {len(frame.result):,} bytes takes {len(result):,} as JSON, the limit is {PAYLOAD:,}"
+            return BackboneAck(msg_id, int(AckStatus.FAILURE), b"", error)
     return BackboneAck(msg_id, status, result, frame.error)
 
 

@@ -249,7 +249,7 @@ def hollow(head: bytes) -> Hollow:
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
     value = 0
-    for shift in range(0, 35, 7):
+    for shift in range(0, 70, 7):
         if position >= len(data):
             raise DecodeError("the payload does not begin where it should")
         byte = data[position]

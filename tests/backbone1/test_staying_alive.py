@@ -127,9 +127,13 @@ async def test_a_payload_over_our_limit_is_refused_and_not_kept(autojump_clock: 
         assert found == BackboneAck("m1", 2, b"", "payload of 3,000,000 bytes, the limit is 10,000")
         found = await answer(raw, put(raw, data(bytes(10_500), ack=True)))
         assert found == BackboneAck("m1", 2, b"", "payload of 10,500 bytes, the limit is 10,000")
-        assert await answer(raw, put(raw, data(bytes(3_000_000)))) is None
+        thrown_away = put(raw, data(bytes(3_000_000)))
         assert await answer(raw, put(raw, data(bytes(10_000), ack=True))) == BackboneAck("m1", 1, bytes(10_000))
+        await until(lambda: raw.got(StreamReset), seconds=10)
+        # Not finished, which would say that it was read.
+        assert [reset.stream_id for reset in raw.got(StreamReset)] == [thrown_away]
         assert exchanges(machine.server.sessions["raw"]._connection)._gathered == 0
+        assert machine.server.metrics().held_bytes == 0
 
 
 async def test_a_peer_that_never_finishes_its_half_stops_only_itself(autojump_clock: MockClock) -> None:
