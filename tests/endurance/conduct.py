@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -15,6 +16,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from quicflow_trio.cli.common import until_signalled
 from tests.endurance.ledger import Account, What
 from tests.endurance.report import Report
 
@@ -58,7 +60,15 @@ Proof = Callable[[Settings, Path, Bar, Report], Awaitable[None]]
 
 
 async def conduct(name: str, proof: Proof[Settings], settings: Settings, common: Common) -> None:
-    """Run a proof, print and write what it found, and end the process with 1 where something does not hold."""
+    """Run a proof, print and write what it found, and end the process: with 1 where something does not hold, 130 after a Ctrl-C."""
+    # Not left to KeyboardInterrupt, which comes out of whatever runs: out of a callback that nobody listens to, it is lost.
+    code = await until_signalled(partial(_run, name, proof, settings, common))
+    if code > 1:
+        print("interrupted", file=sys.stderr)
+    sys.exit(code)
+
+
+async def _run(name: str, proof: Proof[Settings], settings: Settings, common: Common) -> int:
     report = Report(name, asdict(settings))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -66,7 +76,7 @@ async def conduct(name: str, proof: Proof[Settings], settings: Settings, common:
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         await prove(proof, settings, report, Bar(progress), common.keep)
     report.finish(common.results)
-    sys.exit(0 if report.held else 1)
+    return 0 if report.held else 1
 
 
 async def prove(proof: Proof[Settings], settings: Settings, report: Report, bar: Bar, keep: Path | None = None) -> None:

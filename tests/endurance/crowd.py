@@ -27,7 +27,7 @@ from quicflow_trio.simulate.history import History
 from quicflow_trio.simulate.inspect import all_tasks, defects, left_by_dead, left_by_idle
 from quicflow_trio.simulate.process import Conditions, Process
 from tests.endurance.ledger import Ledger
-from tests.endurance.program import Work, blocks, obey, prepare, say
+from tests.endurance.program import Work, held, obey, prepare, say
 from tests.endurance.traffic import Caller, Mix, make_router
 
 LEAVE = 15.0
@@ -148,7 +148,7 @@ class Crowd:
         return {}
 
     async def figures(self, *, collect: bool = False) -> Mapping[str, Any]:
-        """Return what all have counted; with ``collect`` also how many blocks of memory the process holds."""
+        """Return what all have counted; with ``collect`` also what the process holds."""
         errors: Counter[str] = Counter()
         sums: Counter[str] = Counter()
         for caller in self._callers.values():
@@ -170,7 +170,7 @@ class Crowd:
             "slowest": max((caller.slowest for caller in self._callers.values()), default=0.0),
             "errors": dict(errors),
             "visits": self._visits,
-            "blocks": blocks() if collect else 0,
+            **(held() if collect else {}),
         }
 
     async def times(self) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -14,7 +15,7 @@ import trio
 
 from quicflow_trio import tune_garbage_collector
 
-__all__ = ["Work", "blocks", "obey", "prepare", "say"]
+__all__ = ["Work", "held", "obey", "prepare", "say"]
 
 Command = Callable[..., Awaitable[Mapping[str, Any]]]
 
@@ -66,7 +67,29 @@ class Work:
         await self._ended.wait()
 
 
-def blocks() -> int:
-    """Return how many blocks of memory Python's objects hold, what waits for the garbage collector not counted."""
+def held() -> dict[str, int]:
+    """Return what the process holds, what waits for the garbage collector not counted.
+
+    ``blocks`` are Python's small objects, ``malloced`` the bytes that the C library's malloc has given out: larger objects, and those of
+    libraries; 0 where it cannot be asked. What is in neither and still resident are holes, which malloc keeps for later.
+    """
     gc.collect()
-    return sys.getallocatedblocks()
+    malloced = 0
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is not None:
+        mallinfo.restype = _MallocInfo
+        figures = mallinfo()
+        malloced = figures.uordblks + figures.hblkhd
+    return {"blocks": sys.getallocatedblocks(), "malloced": malloced}
+
+
+class _MallocInfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]

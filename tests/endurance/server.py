@@ -21,7 +21,7 @@ from quicflow_trio.simulate.history import History
 from quicflow_trio.simulate.inspect import all_tasks, defects, left_by_dead, left_by_idle
 from quicflow_trio.simulate.process import Conditions, Process
 from tests.endurance.ledger import Ledger
-from tests.endurance.program import Work, blocks, obey, prepare, say
+from tests.endurance.program import Work, held, obey, prepare, say
 from tests.endurance.traffic import Caller, Mix, make_router
 
 GRACE = 10.0
@@ -43,13 +43,13 @@ class ServerProgram:
         self.process.server = server
 
     async def figures(self, *, collect: bool = False) -> Mapping[str, Any]:
-        """Return what it has counted; with ``collect`` also how many blocks of memory it holds."""
+        """Return what it has counted; with ``collect`` also what the process holds."""
         statistics = self._server.statistics()
         return {
             **self._server.metrics().as_json(),
             "connection_ids": statistics.endpoint.connection_ids,
             "tasks": len(all_tasks()),
-            "blocks": blocks() if collect else 0,
+            **(held() if collect else {}),
             "calls": 0 if self._caller is None else self._caller.done,
             "errors": {} if self._caller is None else dict(self._caller.errors),
             "refused": dict(self._refused),

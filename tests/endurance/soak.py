@@ -30,7 +30,7 @@ SAMPLE = 5.0
 PATIENCE = 300.0
 """Seconds that a client may take to be back. Long: on a machine that others use as well, one with a low priority may starve for a minute."""
 COUNT = 60.0
-"""Seconds between two counts of the blocks that Python holds; each collects the garbage first, which costs."""
+"""Seconds between two looks at what is held; each collects the garbage first, which costs."""
 WARM_UP = 0.5
 """Share of the time that is not looked at. What each connection keeps up to a bound fills up in it: packet numbers seen, acks not
 confirmed, histories, and the holes that these leave in the heap."""
@@ -120,6 +120,7 @@ class Memory:
         self._started = trio.current_time()
         self.rss: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
         self.blocks: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
+        self.malloced: dict[str, list[tuple[float, float]]] = {name: [] for name in children}
 
     async def sample(self) -> None:
         """Look at the memory in use, for ever."""
@@ -129,11 +130,12 @@ class Memory:
             await trio.sleep(SAMPLE)
 
     async def count(self) -> None:
-        """Count the blocks that Python holds, for ever."""
+        """Ask what is held, for ever."""
         while True:
             for name, child in self._children.items():
-                held = (await child.ask("figures", collect=True))["blocks"]
-                self.blocks[name].append((self._minute(), held))
+                figures = await child.ask("figures", collect=True)
+                self.blocks[name].append((self._minute(), figures["blocks"]))
+                self.malloced[name].append((self._minute(), figures["malloced"] / 1024))
             await trio.sleep(COUNT)
 
     def _minute(self) -> float:
@@ -144,9 +146,12 @@ class Memory:
         for name in self._children:
             rss = [sample for sample in self.rss[name] if sample[0] >= warm_up]
             blocks = [sample for sample in self.blocks[name] if sample[0] >= warm_up]
-            grows, counted = slope(rss), slope(blocks)
+            malloced = [sample for sample in self.malloced[name] if sample[0] >= warm_up]
+            grows, counted, given = slope(rss), slope(blocks), slope(malloced)
             report.series |= {f"{name}: memory, KB": self.rss[name], f"{name}: blocks": self.blocks[name]}
+            report.series |= {f"{name}: given out by malloc, KB": self.malloced[name]}
             report.at_most(f"{name}: memory grows, KB/min, less its error", grows.value - grows.error, flat)
+            report.at_most(f"{name}: what malloc has given out grows, KB/min, less its error", given.value - given.error, flat)
             report.figures |= {
                 f"{name}: memory grows, KB/min": grows.value,
                 f"{name}: two standard errors of that": grows.error,
@@ -155,6 +160,9 @@ class Memory:
                 f"{name}: blocks of Python's memory grow, 1/min": counted.value,
                 f"{name}: two standard errors of these": counted.error,
                 f"{name}: blocks at the end": blocks[-1][1],
+                f"{name}: given out by malloc grows, KB/min": given.value,
+                f"{name}: two standard errors of this": given.error,
+                f"{name}: given out by malloc at the end, MB": malloced[-1][1] / 1024,
             }
 
 
