@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 import trio
 
 from quicflow_trio import tune_garbage_collector
+from tests.malloc import malloc_info
 
 __all__ = ["Work", "held", "obey", "prepare", "say"]
 
@@ -74,22 +74,6 @@ def held() -> dict[str, int]:
     libraries; 0 where it cannot be asked. What is in neither and still resident are holes, which malloc keeps for later.
     """
     gc.collect()
-    malloced = 0
-    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo is not None:
-        mallinfo.restype = _MallocInfo
-        figures = mallinfo()
-        malloced = figures.uordblks + figures.hblkhd
+    figures = malloc_info()
+    malloced = 0 if figures is None else figures.uordblks + figures.hblkhd
     return {"blocks": sys.getallocatedblocks(), "malloced": malloced}
-
-
-class _MallocInfo(ctypes.Structure):
-    """``struct mallinfo2`` of glibc 2.33."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    ]
