@@ -272,7 +272,7 @@ class Connection:
                     return
                 if event.__class__ is StreamData:
                     self.last_heard = now
-                    self._speak().handle_data(event)
+                    (self._dialect or self._speak()).handle_data(event)
                 else:
                     self._rare_event(event)
             if now >= self._frames.due:

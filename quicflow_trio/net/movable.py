@@ -23,7 +23,8 @@ class MovableSocket:
     def __init__(self, socket: DatagramSocket) -> None:
         self._socket = socket
         self._past: list[SocketStatistics] = []
-        self._heard = trio.Event()
+        # Set once something has come in after a move.
+        self._heard: trio.Event | None = None
 
     @property
     def address(self) -> Address:
@@ -36,11 +37,11 @@ class MovableSocket:
         The one before is closed: what is on its way there is lost, and comes again at the new address.
         """
         before, self._socket = self._socket, socket
-        self._heard = trio.Event()
+        self._heard = heard = trio.Event()
         before.close()
         # The past is one sum, or a client that moves every day would remember each.
         self._past = [add_up([*self._past, before.statistics()])]
-        return self._heard
+        return heard
 
     async def receive(self) -> list[tuple[bytes, Address]]:
         """See `net.udp.DatagramSocket.receive`."""
@@ -52,8 +53,9 @@ class MovableSocket:
                 if socket is self._socket:
                     raise
             else:
-                if batch and socket is self._socket:
+                if self._heard is not None and batch and socket is self._socket:
                     self._heard.set()
+                    self._heard = None
                 return batch
 
     def send_nowait(self, datagrams: Sequence[tuple[bytes, Address]]) -> int:
