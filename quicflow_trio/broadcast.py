@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -180,7 +179,7 @@ async def _broadcast_acked(
         for index, (client_id, session) in enumerate(targets, 1):
             link = session._link
             now = trio.current_time()
-            request = OutgoingRequest(session._lane, message, link.share, link.deadlines, now)
+            request = OutgoingRequest(session._lane, message, link.share, link.deadlines, now, ack_timeout)
             try:
                 stack.enter_context(request)
             except QuicFlowError as exc:
@@ -195,8 +194,6 @@ async def _broadcast_acked(
             countdown.left += 1
             request.task = countdown
             request.wake = _Countdown.one
-            if ack_timeout != math.inf:
-                request.end_at(now + ack_timeout)
             requests[client_id] = request
             if index % CHUNK == 0:
                 # Acks may come in from here on; the one below keeps the count from reaching zero before all were sent.

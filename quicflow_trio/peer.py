@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
@@ -217,10 +216,8 @@ class Peer:
         link = self._link
         timeout = link.ack_timeout if ack_timeout is None else check_ack_timeout(ack_timeout)
         now = trio.current_time()
-        with OutgoingRequest(self._lane, message, link.share, link.deadlines, now) as request:
+        with OutgoingRequest(self._lane, message, link.share, link.deadlines, now, timeout) as request:
             link.submit(request)
-            if timeout != math.inf:
-                request.end_at(now + timeout)
             await _park(request)
             ack = request.ack
             if ack is not None:

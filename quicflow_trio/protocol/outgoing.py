@@ -6,6 +6,7 @@ Whoever waits is woken through ``outgoing.wake(outgoing.task)``.
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, Self
@@ -144,18 +145,21 @@ class OutgoingRequest(Outgoing):
         ack: the peer's answer, None until it came.
         expired: true when the ack deadline has passed.
         ack_error: why no ack will come, None while one may.
-        started: when the wait began, on the clock that ``now`` of `LaneSender.handle_return` is of.
+        started: when the wait began, on the clock that ``now`` of `LaneSender.handle_return` is of; it ends ``timeout`` seconds later.
     """
 
-    __slots__ = ("_deadline", "_share", "_timers", "ack", "ack_error", "expired", "started")
+    __slots__ = ("_deadline", "_ends_at", "_share", "_timers", "ack", "ack_error", "expired", "started")
 
     wants_ack = True
     state: OutgoingState
     wake: Callable[[Any], None] | None
 
-    def __init__(self, lane: Lane, message: Message, share: WaitingShare, timers: Timers, started: float = 0.0) -> None:
+    def __init__(
+        self, lane: Lane, message: Message, share: WaitingShare, timers: Timers, started: float = 0.0, timeout: float = math.inf
+    ) -> None:
         super().__init__(lane, message)
         self.started: float = started
+        self._ends_at = started + timeout
         self._share = share
         self._timers = timers
         self._deadline: _AckDeadline | None = None
@@ -163,23 +167,21 @@ class OutgoingRequest(Outgoing):
         self.ack_error: ErrorFactory | None = None
         self.expired: bool = False
 
-    def end_at(self, deadline: float) -> None:
-        """Let the wait end at ``deadline``, a finite time of the timers' clock."""
-        self._deadline = entry = _AckDeadline(self)
-        self._timers.add(deadline, entry)
-
     @property
     def answered(self) -> bool:
         """True once its ack came, which may be before its receipt."""
         return self.ack is not None
 
     def __enter__(self) -> Self:
-        """Take a place in the waiting table.
+        """Take a place in the waiting table, and one among the timers unless the wait has no end.
 
         Raises:
             WaitingTableFull: nothing was changed.
         """
         self._share.enter()
+        if self._ends_at != math.inf:
+            self._deadline = entry = _AckDeadline(self)
+            self._timers.add(self._ends_at, entry)
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *rest: object) -> None:

@@ -129,6 +129,6 @@ def _held_by_server(server: Server) -> Iterator[str]:
 
 def _timers(deadlines: Deadlines, most: int) -> Iterator[str]:
     """Yield a line when more than ``most`` timers are live."""
-    entries = [entry for _at, _order, entry in deadlines._heap._entries if entry.live]
+    entries = [entry for _at, _order, entry in deadlines._entries if entry.live]
     if len(entries) > most:
         yield f"{len(entries)} live timers: {sorted({type(entry).__name__ for entry in entries})}"

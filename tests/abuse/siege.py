@@ -89,7 +89,7 @@ class Siege:
 
 def live_timers(server: Server) -> int:
     """Entries of the heap of deadlines that still mean something."""
-    return sum(entry.live for _, _, entry in server._admission.deadlines._heap._entries)
+    return sum(entry.live for _, _, entry in server._admission.deadlines._entries)
 
 
 def _remains(server: Server) -> dict[str, int]:

@@ -274,7 +274,7 @@ async def test_36_a_session_that_is_over_has_no_timer(autojump_clock: MockClock)
     left = []
 
     def timers(siege: Siege) -> int:
-        heap = siege.server._admission.deadlines._heap
+        heap = siege.server._admission.deadlines
         return sum(entry.live and type(entry).__name__ == "Dispatcher" for _, _, entry in heap._entries)
 
     async with besieged(server_config=ServerConfig(handler_timeout=40.0), every=50.0) as siege:

@@ -25,7 +25,7 @@ def figures(server: Server) -> dict[str, object]:
         "connections": statistics.connections,
         "waiting": statistics.requests_waiting,
         "tasks": statistics.tasks,
-        "timers": sum(entry.live for _, _, entry in admission.deadlines._heap._entries),
+        "timers": sum(entry.live for _, _, entry in admission.deadlines._entries),
         "negotiations": statistics.endpoint.negotiations,
     }
 

@@ -249,7 +249,7 @@ async def test_no_beat_comes_twice_whatever_the_start(autojump_clock: MockClock)
             await trio.sleep(100)
             nursery.cancel_scope.cancel()
         assert len(counting.deadlines) == 1, "cancelled, it leaves what the heap forgets by itself"
-        assert counting.deadlines._heap.next_deadline() == math.inf
+        assert counting.deadlines.next_deadline() == math.inf
         gaps = [later - earlier for earlier, later in zip(counting.at, counting.at[1:], strict=False)]
         assert gaps == pytest.approx([15.0] * 6)
 

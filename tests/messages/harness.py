@@ -141,7 +141,7 @@ def assert_at_rest(world: World) -> None:
         assert left == (0,) * 6, f"{peer!r}: {figures}"
         for lane in peer._link.lanes.values():
             assert lane.waiting == 0
-        for _, _, entry in peer._link.deadlines._heap._entries:
+        for _, _, entry in peer._link.deadlines._entries:
             assert not (entry.live and isinstance(entry, OutgoingRequest)), "the deadline of a request that is over"
     assert world.server.statistics().requests_waiting == 0
 

@@ -131,7 +131,7 @@ async def test_an_infinite_deadline_waits_as_long_as_it_takes(autojump_clock: Mo
             nursery.start_soon(open_late)
             assert (await client.request(Message.command(), ack_timeout=math.inf)).result == b"done"
         # The heap has the pump's alarm as well.
-        assert not any(isinstance(entry, OutgoingRequest) for _, _, entry in client._link.deadlines._heap._entries)
+        assert not any(isinstance(entry, OutgoingRequest) for _, _, entry in client._link.deadlines._entries)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -math.inf, math.nan])

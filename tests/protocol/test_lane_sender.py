@@ -381,10 +381,9 @@ def test_the_first_outcome_of_a_request_stays(share: WaitingShare) -> None:
 def test_an_expired_request_wakes_its_task_and_gives_its_deadline_up_only_once(share: WaitingShare) -> None:
     deadlines = NoDeadlines()
     lane = make_lane()
-    late, early = (OutgoingRequest(lane, Message.command(), share, deadlines) for _ in range(2))
+    late, early = (OutgoingRequest(lane, Message.command(), share, deadlines, timeout=1.0) for _ in range(2))
     for request in (late, early):
         request.__enter__()
-        request.end_at(1.0)
     wakes = watch(late)
     (deadline, entry), (_, other) = deadlines.added
     entry.expire(deadline)
@@ -401,8 +400,7 @@ def test_a_deadline_that_no_longer_matters_holds_no_payload(share: WaitingShare)
     deadlines = NoDeadlines()
     payload = bytes(1000)
     alone = sys.getrefcount(payload)
-    with OutgoingRequest(make_lane(), Message.command(payload), share, deadlines) as request:
-        request.end_at(1.0)
+    with OutgoingRequest(make_lane(), Message.command(payload), share, deadlines, timeout=1.0) as request:
         request.fail(LOST)
     del request
     assert len(deadlines.added) == 1

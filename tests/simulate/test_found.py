@@ -102,4 +102,4 @@ async def test_a_client_that_is_closed_leaves_no_timer(autojump_clock: MockClock
         client = world.clients["client-0"]
         assert (await world.server.sessions["client-0"].request(Message.command(b"x"))).result == b"x"
         await trio.sleep(0.1)
-    assert not any(entry.live for _at, _order, entry in client._deadlines._heap._entries)
+    assert not any(entry.live for _at, _order, entry in client._deadlines._entries)
