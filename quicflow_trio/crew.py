@@ -41,19 +41,27 @@ class Worker:
     Attributes:
         incoming: the message whose handler runs, None between two.
         started: when that began (Trio clock), infinity between two.
-        scope: what its handlers run in; kept over many messages, renewed when it was cancelled.
+        cancelled: true once `cancel` was called, until `renew` is. (To ask the scope takes three looks at the clock.)
     """
 
-    __slots__ = ("incoming", "scope", "started")
+    __slots__ = ("_scope", "cancelled", "incoming", "started")
 
     def __init__(self) -> None:
         self.incoming: Incoming | None = None
         self.started: float = math.inf
-        self.scope: trio.CancelScope = trio.CancelScope()
+        self.cancelled: bool = False
+        self._scope = trio.CancelScope()
+
+    def renew(self) -> trio.CancelScope:
+        """Return a fresh scope to run handlers in: for many messages, until one of them is cancelled."""
+        self.cancelled = False
+        self._scope = trio.CancelScope()
+        return self._scope
 
     def cancel(self) -> None:
         """Stop the handler that runs now."""
-        self.scope.cancel()
+        self.cancelled = True
+        self._scope.cancel()
 
 
 class Watch:

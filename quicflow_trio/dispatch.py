@@ -54,7 +54,7 @@ class Dispatcher:
         queue_limit: decoded messages that may wait per lane.
         ack_limit: bytes of unwritten acks beyond which a lane starts no further handler.
         deadlines: where the handler deadline is kept.
-        progress: called with a lane whenever one of its messages is done with.
+        progress: called with a lane when one of its messages is done with, unless it is `noted` already.
         broken: called with a lane and the error when its bytes make no sense.
         instruments: where it counts and reports.
         client_id: the client's id, on either side.
@@ -243,7 +243,7 @@ class Dispatcher:
         try:
             more = True
             while more:
-                with trio.CancelScope() as worker.scope:
+                with worker.renew():
                     more = await self._work_in_scope(worker)
                 if worker.incoming is not None:
                     self._conclude_cancelled(worker)
@@ -255,7 +255,6 @@ class Dispatcher:
 
     async def _work_in_scope(self, worker: Worker) -> bool:
         """Handle messages until there are none (return False) or the scope was cancelled and must be renewed (True)."""
-        scope = worker.scope
         since_yield = 0
         while self._nursery is not None:
             incoming = self._next()
@@ -271,7 +270,7 @@ class Dispatcher:
                 if self._ready:
                     self.follow()
                 await self._handle(worker, incoming)
-                if scope.cancel_called:
+                if worker.cancelled:
                     return True
             since_yield += 1
             if since_yield >= YIELD_AFTER:
@@ -376,7 +375,7 @@ class Dispatcher:
         self._pending -= 1
         if not self._pending:
             self._idle.unpark_all()
-        if lane.undecoded and not lane.queue:
+        if not lane.queue and lane.undecoded:
             # What its handlers held kept them from being decoded.
             self._decode_more(lane)
             self.resume(lane)
@@ -387,7 +386,8 @@ class Dispatcher:
             lane.pass_on()
         if self.crew.blocked:
             self._unblock()
-        self._progress(lane)
+        if not lane.noted:
+            self._progress(lane)
 
     def _unblock(self) -> None:
         """Let the other dispatchers of the crew use what has become free; this one's own worker goes on by itself."""

@@ -133,6 +133,8 @@ class LaneStreams:
         if event.fin:
             raise RemoteProtocolError("a lane was closed before its session")
         self._receivers_pending[receiver] = None
+        # This is a turn of the pump, which flushes at its end.
+        receiver.noted = True
 
     def _enter(self, receiver: LaneReceiver, name: str) -> None:
         """Check a lane that has just been named, and take it up."""
@@ -189,10 +191,9 @@ class LaneStreams:
             at_once: true to write even what is not worth a packet of its own: somebody waits for silence.
         """
         self._receivers_pending[lane] = None
-        if lane.has_news or at_once:
-            self._kick()
-        elif lane.released - lane.granted > -(self._limits.lane_window // 2):
-            # Half of the window is used up: a message that wants no ack must not wait for other traffic to get its credit back.
+        # With half of the window used up, a message that wants no ack must not wait for other traffic to get its credit back.
+        if lane.has_news or at_once or lane.released - lane.granted > -(self._limits.lane_window // 2):
+            lane.noted = True
             self._kick()
         elif not lane.active:
             # Nothing may come on this lane for hours: what it has given back must not shrink the windows of others meanwhile.
@@ -217,6 +218,7 @@ class LaneStreams:
 
     def _flush_receiver(self, receiver: LaneReceiver) -> None:
         link, engine = self._link, self._engine
+        receiver.noted = False
         if engine.unsent(receiver.stream_id) <= self._limits.outbox_bytes:
             stalled = receiver.ack_bytes > self._limits.outbox_bytes
             batch = receiver.next_batch()

@@ -86,6 +86,7 @@ class LaneReceiver:
         held_back: true while a serial handler keeps the next message waiting.
         granted: the highest offset granted so far.
         attached: false while no connection carries it.
+        noted: true while its connection will look at it before it sends again, so that it need not be told of what is done.
         keeps: true when acks are kept until the peer has confirmed them, for a resume; else they end with the connection.
         ack_bytes: bytes of acks that wait to be written.
         released: bytes of credit given back, all in all.
@@ -124,6 +125,7 @@ class LaneReceiver:
         "keeps",
         "name",
         "newer",
+        "noted",
         "older",
         "queue",
         "released",
@@ -140,6 +142,7 @@ class LaneReceiver:
         self.held_back: bool = False
         self.scheduled: bool = False
         self.attached: bool = True
+        self.noted: bool = False
         self.counted: int = 0
         self.older: LaneReceiver | None = None
         self.newer: Callable[[], None] | None = None
@@ -440,7 +443,7 @@ class LaneReceiver:
         With ``keeps`` the acks wait for the session's next connection, and what is not decoded is thrown away: it was not told to be
         received, so it comes again. Without, acks have nowhere to go.
         """
-        self.attached = False
+        self.attached = self.noted = False
         if self.keeps or not self.queue:
             # What is encoded still is only looked at when the queue before it runs out.
             self._later.clear()

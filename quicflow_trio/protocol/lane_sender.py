@@ -57,7 +57,10 @@ CONFIRM_BYTES = 3072
 RANGES_TAKEN = 64
 """Ranges of one receipt that are looked at."""
 
+# Looked at for every message: as an attribute of its class, each takes twice as long.
 REDELIVER = Delivery.REDELIVER
+WRITTEN = OutgoingState.WRITTEN
+RECEIVED = OutgoingState.RECEIVED
 
 CANCELS_KEPT = 1024
 """Cancellations that are repeated after a resume; of those before them a handler may run to its end."""
@@ -162,12 +165,14 @@ class LaneSender(OneByOne):
     @property
     def pending(self) -> bool:
         """True when there is something to write, credit allowing."""
-        return self._outbox.size > 0 or bool(self._cancels) or bool(self._resend) or self._reopens or self._owes_confirm
-
-    @property
-    def _reopens(self) -> bool:
-        """True on a new connection of a session in which the lane was used: its acks need their stream."""
-        return self._announce and self._last_seq > 0
+        return (
+            self._outbox.size > 0
+            or bool(self._cancels)
+            or bool(self._resend)
+            # On a new connection of a session in which the lane was used, its acks need their stream.
+            or (self._announce and self._last_seq > 0)
+            or self._owes_confirm
+        )
 
     @property
     def _owes_confirm(self) -> bool:
@@ -247,25 +252,25 @@ class LaneSender(OneByOne):
         elif self.confirms:
             limit = self._outbox_limit
         while outbox.size and credit > CREDIT_RESERVE and self._kept_bytes < limit:
-            chunk = self._write(outbox.popleft())
+            outgoing = outbox.popleft()
+            self._number(outgoing)
+            chunk = outgoing.encode()
             credit -= len(chunk)
             chunks.append(chunk)
         if self._blocked.size:
             self._admit()
         return b"".join(chunks)
 
-    def _write(self, outgoing: Outgoing) -> bytes:
+    def _number(self, outgoing: Outgoing) -> None:
+        """Give a message its number, under which it waits for receipt and ack."""
         self._last_seq = seq = self._last_seq + 1
         outgoing.seq = seq
-        outgoing.state = OutgoingState.WRITTEN
+        outgoing.state = WRITTEN
         self.written += 1
         self._unreceipted.append(outgoing)
         self._kept_bytes += outgoing.size
-        wants_ack = outgoing.wants_ack
-        if wants_ack:
-            assert isinstance(outgoing, OutgoingRequest)
-            self._waiting[seq] = outgoing
-        return outgoing.encode()
+        if outgoing.wants_ack:
+            self._waiting[seq] = outgoing  # type: ignore[assignment]
 
     def _write_again(self, outgoing: Outgoing) -> bytes:
         message = outgoing.message
@@ -351,13 +356,13 @@ class LaneSender(OneByOne):
         while unreceipted and unreceipted[0].seq <= received:
             outgoing = unreceipted.popleft()
             seq = outgoing.seq
-            if outgoing.message.delivery is REDELIVER and self.confirms and seq > handled and not outgoing.wants_ack:
+            if not outgoing.wants_ack and self.confirms and seq > handled and outgoing.message.delivery is REDELIVER:
                 self._unhandled[seq] = outgoing
             else:
                 self._kept_bytes -= outgoing.size
-            outgoing.state = OutgoingState.RECEIVED
+            outgoing.state = RECEIVED
             if outgoing.watchers is not None:
-                outgoing.settle(OutgoingState.RECEIVED)
+                outgoing.settle(RECEIVED)
 
     def _take_handled(self, handled: int, ranges: Sequence[tuple[int, int]] = ()) -> None:
         """Forget what was handled: every message up to ``handled``, and those in the ranges."""

@@ -36,7 +36,7 @@ class OneByOne:
     _unreceipted: deque[Outgoing]
     _waiting: dict[int, OutgoingRequest]
 
-    def _write(self, outgoing: Outgoing) -> bytes:
+    def _number(self, outgoing: Outgoing) -> None:
         raise NotImplementedError
 
     def _admit(self) -> None:
@@ -50,7 +50,7 @@ class OneByOne:
     def take(self) -> Outgoing:
         """Take the next message out, to be written now; only while the lane is `ready`."""
         outgoing = self._outbox.popleft()
-        self._write(outgoing)
+        self._number(outgoing)
         if self._blocked.size:
             self._admit()
         return outgoing
