@@ -85,6 +85,7 @@ class Connection:
         deadlines: where its timers stand, as given.
         number: tells its log lines from those of other connections.
         pump: drives it.
+        kick: has the pump take a turn.
         state: where it stands.
         link: the session it carries, None before it is open.
         terms: what was agreed on, None before it is open.
@@ -119,6 +120,7 @@ class Connection:
         self.deadlines: Deadlines = deadlines
         self.engine: Engine = engine
         self.pump: Pump = Pump(engine, endpoint, self, deadlines)
+        self.kick: Callable[[], None] = self.pump.kick
         self.state: ConnectionState = ConnectionState.HANDSHAKE
         self.link: Link | None = None
         self.terms: Terms | None = None
@@ -386,10 +388,6 @@ class Connection:
         """Tell the peer to start nothing new; what is on the wire is finished. No effect the second time."""
         if self._dialect is not None:
             self._dialect.say_goodbye(code, reason, retry_after)
-
-    def kick(self) -> None:
-        """Have the pump take a turn."""
-        self.pump.kick()
 
     def control_frame(self, frame: Hello | Welcome | Goodbye | Authentication) -> None:
         """Tell the owner what the peer says."""

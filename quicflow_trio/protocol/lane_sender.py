@@ -86,6 +86,7 @@ class LaneSender(OneByOne):
         "_confirmed",
         "_last_seq",
         "_outbox_limit",
+        "_owes_confirm",
         "_reader",
         "_resend",
         "_unhandled",
@@ -121,6 +122,7 @@ class LaneSender(OneByOne):
         # How far the peer was told that its acks were taken, and the bytes of those since then.
         self._confirmed = 0
         self._ack_bytes = 0
+        self._owes_confirm = False
         # Cancellations to be written, and those of messages that the peer is not known to be done with.
         self._cancels: list[int] = []
         self._cancelled: dict[int, None] = {}
@@ -175,10 +177,6 @@ class LaneSender(OneByOne):
         )
 
     @property
-    def _owes_confirm(self) -> bool:
-        return self.confirms and (self._ack_seq - self._confirmed >= CONFIRM_ACKS or self._ack_bytes >= CONFIRM_BYTES)
-
-    @property
     def full(self) -> bool:
         """True while so much is kept for a resume that nothing more may be written."""
         return self.confirms and self._kept_bytes >= self._outbox_limit
@@ -229,11 +227,11 @@ class LaneSender(OneByOne):
         if self._announce:
             self._announce = False
             opening = encode(LaneOpen(name=self.name, acked=self._ack_seq))
-            self._confirmed, self._ack_bytes = self._ack_seq, 0
+            self._note_confirmed()
             chunks.append(opening)
             credit -= len(opening)
-        elif self._ack_bytes and self._owes_confirm:
-            self._confirmed, self._ack_bytes = self._ack_seq, 0
+        elif self._owes_confirm:
+            self._note_confirmed()
             chunks.append(encode_confirm(self._ack_seq))
             credit -= len(chunks[-1])
         if self._cancels:
@@ -260,6 +258,9 @@ class LaneSender(OneByOne):
         if self._blocked.size:
             self._admit()
         return b"".join(chunks)
+
+    def _note_confirmed(self) -> None:
+        self._confirmed, self._ack_bytes, self._owes_confirm = self._ack_seq, 0, False
 
     def _number(self, outgoing: Outgoing) -> None:
         """Give a message its number, under which it waits for receipt and ack."""
@@ -321,6 +322,8 @@ class LaneSender(OneByOne):
                 self._handle_receipt(frame)  # type: ignore[arg-type]
             elif frame is not None:
                 raise RemoteProtocolError(f"{kind.__name__} is not allowed on the return half of a lane")
+        if self._ack_seq - self._confirmed >= CONFIRM_ACKS or self._ack_bytes >= CONFIRM_BYTES:
+            self._owes_confirm = self.confirms
 
     def _handle_ack(self, frame: AckFrame, now: float) -> None:
         if frame.ack_seq != self._ack_seq + 1:

@@ -58,10 +58,12 @@ class LeanSender(QuicConnection):
 
     Attributes:
         wrote: true when stream data was written since the last transmit.
+        plain: true in a transmit that has nothing but ACKs, credit, probes and stream data to send.
         held: bytes that have come and are not given back as credit of the connection yet.
     """
 
     held: int = 0
+    plain: bool = False
     _windows: Windows
     _shrunk: dict[int, int]
 
@@ -150,7 +152,8 @@ class LeanSender(QuicConnection):
     # -- packets -----------------------------------------------------------------------------------------------------
     def nothing_to_send(self, now: float) -> bool:
         """Return True when a packet would stay empty; False when it might not."""
-        if not self._handshake_confirmed or self._close_pending or len(self._network_paths) != 1 or self._has_rarities():
+        self.plain = self._handshake_confirmed and not self._has_rarities()
+        if not self.plain or self._close_pending or len(self._network_paths) != 1:
             return False
         return not self._has_news(self._spaces[tls.Epoch.ONE_RTT], now)
 
@@ -206,7 +209,7 @@ class LeanSender(QuicConnection):
         return False
 
     def _write_application(self, builder: QuicPacketBuilder, network_path: QuicNetworkPath, now: float) -> None:
-        if not self._handshake_confirmed or self._has_rarities():
+        if not self.plain:
             super()._write_application(builder, network_path, now)
             return
         space = self._spaces[tls.Epoch.ONE_RTT]
