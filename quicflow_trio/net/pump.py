@@ -98,7 +98,7 @@ class Pump:
 
     __slots__ = (
         *("_alarm", "_alarm_at", "_backlog", "_driver", "_engine", "_kicked", "_receive", "_send", "_timers", "_transmitter"),
-        *("_waiting", "capacity", "dropped", "turns"),
+        *("_kick_waits", "_waiting", "capacity", "dropped", "turns"),
     )
 
     def __init__(self, engine: Engine, transmitter: Transmitter, driver: Driver, timers: Timers) -> None:
@@ -113,7 +113,9 @@ class Pump:
         self._send, self._receive = trio.open_memory_channel[Sequence[tuple[bytes, Address]]](INBOX + 1)
         self._backlog: deque[tuple[bytes, Address]] = deque()
         self._waiting = 0
+        # True when a kick would be one too many: one waits in the inbox, or a turn has not flushed yet.
         self._kicked = False
+        self._kick_waits = False
         self.capacity: int = HANDSHAKE_INBOX
         self.dropped: int = 0
         self.turns: int = 0
@@ -136,7 +138,7 @@ class Pump:
     def kick(self) -> None:
         """Have a turn soon: something was written or wants to be. Any number of kicks make one turn."""
         if not self._kicked:
-            self._kicked = True
+            self._kicked = self._kick_waits = True
             self._send.send_nowait(_KICK)
 
     async def run(self) -> None:
@@ -180,7 +182,7 @@ class Pump:
                     await trio.lowlevel.checkpoint()
             elif not waited:
                 await trio.lowlevel.checkpoint()
-            self._kicked = False
+            self._kicked = self._kick_waits
             now = trio.current_time()
             driver.flush(now)
             datagrams = engine.datagrams_to_send(now)
@@ -209,7 +211,7 @@ class Pump:
         if backlog:
             return False
         try:
-            backlog.extend(self._receive.receive_nowait())
+            self._take(self._receive.receive_nowait())
             return False
         except trio.WouldBlock:
             pass
@@ -217,8 +219,14 @@ class Pump:
         due = self._due()
         if due < self._alarm_at:
             self._set_alarm(max(due, now + NUDGE))
-        backlog.extend(await self._receive.receive())
+        self._take(await self._receive.receive())
         return True
+
+    def _take(self, batch: Sequence[tuple[bytes, Address]]) -> None:
+        if batch:
+            self._backlog.extend(batch)
+        else:
+            self._kick_waits = False
 
     # -- the alarm -------------------------------------------------------------------------------------------------
     def _due(self) -> float:

@@ -239,6 +239,33 @@ async def test_a_full_inbox_drops_and_counts(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_kicks_do_not_add_up_while_the_socket_is_full(autojump_clock: MockClock) -> None:
+    # One batch is taken out in a turn, and somebody writes in each: all those kicks stood behind the datagrams.
+    fake, pump = make()
+    room = trio.Semaphore(0)
+
+    async def transmit(_: Datagrams) -> None:
+        await room.acquire()
+
+    def datagrams_to_send(now: float) -> Datagrams:
+        return datagrams(1)
+
+    fake.transmit = transmit  # type: ignore[method-assign, assignment]
+    fake.datagrams_to_send = datagrams_to_send  # type: ignore[method-assign, assignment]
+    pump.handshake_completed()
+    async with trio.open_nursery() as nursery:
+        pump.kick()
+        await settle(pump, nursery)
+        for turn in range(20):
+            for _ in range(INBOX):
+                pump.deliver(datagrams(1))
+            pump.kick()
+            room.release()
+            await trio.testing.wait_all_tasks_blocked()
+            assert fake.log.count("flush") == turn + 2, "what was written takes part in the next turn"
+        nursery.cancel_scope.cancel()
+
+
 async def test_it_sleeps_to_the_earlier_of_timer_and_deadline(autojump_clock: MockClock) -> None:
     fake, pump = make()
     fake.timer, fake.due = 3.0, 5.0
