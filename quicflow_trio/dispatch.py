@@ -54,7 +54,7 @@ class Dispatcher:
         queue_limit: decoded messages that may wait per lane.
         ack_limit: bytes of unwritten acks beyond which a lane starts no further handler.
         deadlines: where the handler deadline is kept.
-        progress: called with a lane when one of its messages is done with, unless it is `noted` already.
+        progress: called with a lane when one of its messages is done with, or decoded late, unless it is `noted` already.
         broken: called with a lane and the error when its bytes make no sense.
         instruments: where it counts and reports.
         client_id: the client's id, on either side.
@@ -231,6 +231,10 @@ class Dispatcher:
             self._decode(lane, min(DECODE_BATCH, self._queue_limit))
         except ProtocolError as exc:
             self._broken(lane, exc)
+            return
+        if not lane.noted:
+            # Its sender waits for the receipts, and not for the next handler to end.
+            self._progress(lane)
 
     # -- workers -------------------------------------------------------------------------------------------------
     async def _work(self) -> None:

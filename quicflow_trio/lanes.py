@@ -192,7 +192,7 @@ class LaneStreams:
         """
         self._receivers_pending[lane] = None
         # With half of the window used up, a message that wants no ack must not wait for other traffic to get its credit back.
-        if lane.has_news or at_once or lane.released - lane.granted > -(self._limits.lane_window // 2):
+        if lane.has_news or at_once or lane.credit_limit(self._limits.lane_window // 2) > lane.granted:
             lane.noted = True
             self._kick()
         elif not lane.active:

@@ -422,8 +422,8 @@ class LaneReceiver:
 
     @property
     def has_news(self) -> bool:
-        """True when something is to be written for its own sake."""
-        return self.ack_bytes > 0 or self._tell_handled
+        """True when something is to be written for its own sake. Receipts are: a sender may keep too much for it to write on."""
+        return self.ack_bytes > 0 or self._tell_handled or self._received != self._told[0]
 
     def credit_limit(self, window: int) -> int:
         """Return the absolute offset that the peer may send up to with this window.

@@ -293,3 +293,63 @@ async def test_a_lane_goes_on_after_cancellations_fill_its_queue(
         assert (await client.request(Message.query(), ack_timeout=5)).result == b"here"
         assert started <= max(1, cancelled // 2), "what was taken back is not run"
         assert world.server.sessions["client-0"].statistics().held_bytes == 0
+
+
+async def test_credit_comes_back_in_the_middle_of_a_message(autojump_clock: MockClock) -> None:
+    """Messages nearly as long as the window, without acks: each waits for the one before it, and for nothing else to be said."""
+    started: list[float] = []
+    router = Router()
+
+    @router.on(MessageType.EVENT)
+    async def work(request: Request) -> None:
+        started.append(trio.current_time())
+        await trio.sleep(1)
+
+    async with open_world(router=router, network=MemoryNetwork(delay=0.005)) as world:
+        client = world.clients["client-0"]
+        begun = trio.current_time()
+        for _ in range(4):
+            await client.send(Message.event(bytes(900_000)))
+        await until(lambda: len(started) == 4)
+        assert [at - begun for at in started] == pytest.approx([0, 1, 2, 3], abs=0.2)
+
+
+async def test_a_message_decoded_late_is_receipted_when_it_is(autojump_clock: MockClock) -> None:
+    """A sender that keeps as much as it may for its peer waits for receipts: for handlers as long as they take, and no longer."""
+    started: list[float] = []
+    router = Router()
+
+    @router.on(MessageType.EVENT, serial=True)
+    async def work(request: Request) -> None:
+        started.append(trio.current_time())
+        await trio.sleep(0.1)
+
+    limits = Limits(outbox_bytes=64 * KIB, dispatch_queue=4)
+    async with open_world(
+        router=router,
+        network=MemoryNetwork(delay=0.005),
+        server_config=ServerConfig(limits=limits),
+        client_config=ClientConfig(limits=limits),
+    ) as world:
+        client = world.clients["client-0"]
+        begun = trio.current_time()
+        for _ in range(60):
+            await client.send(Message.event(bytes(10_000)))
+        await until(lambda: len(started) == 60)
+        assert [at - begun for at in started] == pytest.approx([0.1 * number for number in range(60)], abs=0.5)
+
+
+async def test_a_receipt_does_not_wait_for_a_handler(autojump_clock: MockClock) -> None:
+    router = Router()
+
+    @router.on(MessageType.EVENT, serial=True)
+    async def work(request: Request) -> None:
+        await trio.sleep(5)
+
+    config = ServerConfig(limits=Limits(dispatch_queue=2))
+    async with open_world(router=router, server_config=config, network=MemoryNetwork(delay=0.005)) as world:
+        begun = trio.current_time()
+        sent = [await world.clients["client-0"].send(Message.event(bytes(100))) for _ in range(4)]
+        await sent[-1].delivered()
+        # The second handler's start makes room for the last two; it is 10 s until it has ended.
+        assert trio.current_time() - begun == pytest.approx(5, abs=0.1)
