@@ -240,7 +240,7 @@ class Endpoint:
         now = trio.current_time()
         word = self._closed.get(header.destination)
         if word is not None and now < word.until:
-            self._repeat(word)
+            self._repeat(word, len(data), address)
             return None
         if header.is_initial:
             return self._admit(self._accept, header, data, address, now)
@@ -264,12 +264,20 @@ class Endpoint:
         self._table.add(header.destination, pump)
         return pump
 
-    def _repeat(self, word: _LastWord) -> None:
-        """Answer the 1st, 2nd, 4th, 8th ... packet, which bounds what a peer can make us send (RFC 9000 section 10.2.1)."""
+    def _repeat(self, word: _LastWord, size: int, address: Address) -> None:
+        """Answer the 1st, 2nd, 4th, 8th ... packet, which bounds what a peer can make us send (RFC 9000 section 10.2.1).
+
+        The answer goes where the packet came from: the peer may have moved without a word. Unless it is more than three times as long
+        as the packet, whose address nobody has validated (section 8.1): then it goes to the peer's last one.
+        """
         word.heard += 1
         self._drop("closed connection")
-        if word.heard & (word.heard - 1) == 0:
-            self.transmit_nowait(word.datagrams)
+        if word.heard & (word.heard - 1):
+            return
+        answer = word.datagrams
+        if sum(len(data) for data, _ in answer) <= 3 * size:
+            answer = [(data, address) for data, _ in answer]
+        self.transmit_nowait(answer)
 
     def _answer(self, kind: AnswerKind, data: bytes | None, address: Address) -> None:
         """Send what a packet of a connection that is not there is answered with, if anything."""

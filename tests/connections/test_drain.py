@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -16,12 +17,14 @@ from quicflow_trio import (
     ClientState,
     ConnectionClosed,
     ConnectionLost,
+    Limits,
     Message,
     MessageType,
     Request,
     Router,
     ServerConfig,
 )
+from quicflow_trio.protocol.lane_sender import CREDIT_RESERVE
 from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import MemoryNetwork, open_world
 from quicflow_trio.wire import Goodbye, LaneOpen, MessageFrame, ReceiptFrame
@@ -301,6 +304,40 @@ async def test_a_drain_waits_for_what_the_server_has_queued(autojump_clock: Mock
         for one in sent:
             await one.delivered()
         assert len(taken.handled) == 900
+
+
+async def test_a_drain_ends_when_the_last_unwritten_message_is_taken_back(autojump_clock: MockClock) -> None:
+    router = Router()
+
+    @router.on(MessageType.EVENT, serial=True)
+    async def stand(request: Request) -> None:
+        await trio.sleep(400)
+
+    config = ServerConfig(heartbeat_interval=1000, heartbeat_timeout=3000)
+    client_config = ClientConfig(
+        limits=Limits(lane_window=16 * 1024), handler_timeout=math.inf, heartbeat_interval=1000, heartbeat_timeout=3000
+    )
+    async with open_world(client_router=router, server_config=config, client_config=client_config) as world:
+        session = world.server.sessions["client-0"]
+        connection, lane = session._connection, session._lane
+        assert connection is not None
+        await session.send(Message.event(bytes(500)))
+        await trio.sleep(0.2)
+        while connection.engine.credit(lane.stream_id or 0) > CREDIT_RESERVE:
+            await session.send(Message.event(bytes(500)))
+            await trio.sleep(0.2)
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                with pytest.raises(AckTimeout):
+                    await session.request(Message.event(), ack_timeout=50)
+
+            nursery.start_soon(ask)
+            await trio.sleep(1)
+            assert session.statistics().outbox_messages == 1
+            await world.server.drain(grace=300)
+        assert trio.current_time() - begun == pytest.approx(50, abs=1)
 
 
 # -- the client leaves ---------------------------------------------------------------------------------------------------

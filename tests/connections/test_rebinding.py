@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from quicflow_trio import (
     open_client,
     open_endpoint,
 )
+from quicflow_trio.protocol.state import CloseCode
 from quicflow_trio.testing import MemoryNetwork, open_world, throwaway_tls
 from tests.connections.machine import client_of, open_machine
 
@@ -282,3 +284,18 @@ async def test_what_was_lost_comes_again_at_once_at_the_new_address(autojump_clo
                 await trio.sleep(0.01)
             waits.append(arrived[0] - healed)
     assert max(waits) < 1.5, waits
+
+
+async def test_a_close_finds_a_client_that_has_moved(autojump_clock: MockClock) -> None:
+    """The server has closed while the client is seen at another port already: its next packet is answered there."""
+    network = MemoryNetwork(delay=0.01)
+    async with open_world(network=network) as world:
+        client, session = world.clients["client-0"], world.server.sessions["client-0"]
+        network.partition("client-0")
+        assert session._connection is not None
+        session._connection.close(CloseCode.HEARTBEAT_TIMEOUT, "heartbeat timeout")
+        await trio.sleep(2)
+        network.heal("client-0")
+        network.readdress("client-0")
+        with trio.fail_after(5):
+            await client.request(Message.query(b"x"), ack_timeout=math.inf)

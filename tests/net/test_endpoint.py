@@ -219,8 +219,19 @@ async def test_a_last_word_is_repeated_to_those_who_go_on(mock_clock: MockClock)
     endpoint.remove_pump(pump, word, 10.0)
     assert (endpoint.statistics().connection_ids, endpoint.statistics().last_words) == (0, 1)
     await endpoint.run()
-    assert socket.sent == word * 4, "the 1st, 2nd, 4th and 8th packet of the connection, by whichever id"
+    moved = [(b"closed", OTHER)]
+    assert socket.sent == moved * 4, "the 1st, 2nd, 4th and 8th packet of the connection, by whichever id, to where it came from"
     assert endpoint.statistics().dropped == {"closed connection": 8}
+
+
+async def test_a_long_last_word_does_not_go_where_nobody_was_seen(mock_clock: MockClock) -> None:
+    pump, word = fake_pump(), [(bytes(3 * len(short(ID)) + 1), PEER)]
+    socket = FakeSocket([[(short(ID), OTHER)]])
+    endpoint = Endpoint(socket, lambda header, address, now: None)
+    endpoint.add_route(ID, pump)
+    endpoint.remove_pump(pump, word, 10.0)
+    await endpoint.run()
+    assert socket.sent == word
 
 
 async def test_a_last_word_ends_with_its_time(mock_clock: MockClock) -> None:
