@@ -68,6 +68,8 @@ class LaneStreams:
         self._senders_pending: dict[LaneSender, None] = {}
         self._senders_stalled: dict[LaneSender, None] = {}
         self._receivers_pending: dict[LaneReceiver, None] = {}
+        # Those whose window was cut, because the process holds too much.
+        self._receivers_short: dict[LaneReceiver, None] = {}
 
     # -- in --------------------------------------------------------------------------------------------------------
     def handle_data(self, event: StreamData) -> None:
@@ -172,7 +174,10 @@ class LaneStreams:
         )
 
     def recheck_credit(self) -> None:
-        """Look at lanes again that had run out of credit: there is no event when the peer grants more."""
+        """Look at lanes again that had run out of credit, either way: there is no event when the peer grants more, or others hold less."""
+        if self._receivers_short:
+            self._receivers_pending.update(self._receivers_short)
+            self._receivers_short.clear()
         if self._senders_stalled:
             self._senders_pending.update(self._senders_stalled)
             self._senders_stalled.clear()
@@ -191,13 +196,20 @@ class LaneStreams:
             at_once: true to write even what is not worth a packet of its own: somebody waits for silence.
         """
         self._receivers_pending[lane] = None
-        # With half of the window used up, a message that wants no ack must not wait for other traffic to get its credit back.
-        if lane.has_news or at_once or lane.credit_limit(self._limits.lane_window // 2) > lane.granted:
+        if lane.has_news or at_once or self._owes_credit(lane):
             lane.noted = True
             self._kick()
-        elif not lane.active:
+        else:
             # Nothing may come on this lane for hours: what it has given back must not shrink the windows of others meanwhile.
             self._link.account(lane)
+
+    def _owes_credit(self, lane: LaneReceiver) -> bool:
+        """Return True when a message that wants no ack must not wait for other traffic to get its credit back."""
+        if lane.credit_limit(self._limits.lane_window // 2) > lane.granted:
+            return True
+        # Less than half of the window, when a handler that goes on holds the rest: but a peer that is about to stand still could go on.
+        standing = lane.granted - lane.arrived <= 2 * CREDIT_RESERVE
+        return standing and lane.credit_limit(self._link.window()) > lane.granted
 
     def flush(self) -> None:
         """Write what waits: receipts, acks and credit first, then cancellations and messages, one piece per stream."""
@@ -236,6 +248,8 @@ class LaneStreams:
         if limit > receiver.granted:
             receiver.granted = limit
             engine.grant(receiver.stream_id, limit, window if window < self._limits.lane_window else 0)
+        if window < self._limits.lane_window:
+            self._receivers_short[receiver] = None
 
     def _trim(self, receiver: LaneReceiver) -> None:
         """Let go of acks that the peer must have, and does not confirm; never of what has not left."""
@@ -301,6 +315,7 @@ class LaneStreams:
         self._senders_pending.clear()
         self._senders_stalled.clear()
         self._receivers_pending.clear()
+        self._receivers_short.clear()
 
     @property
     def all_received(self) -> bool:

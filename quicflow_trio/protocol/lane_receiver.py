@@ -36,6 +36,7 @@ from ..wire import (
 )
 from .handshake import check_lane_name
 from .kept_acks import KeptAcks
+from .lane_sender import CREDIT_RESERVE
 from .ranges import add_number
 
 __all__ = ["FRAME_OVERHEAD", "Incoming", "LaneReceiver"]
@@ -105,6 +106,7 @@ class LaneReceiver:
         "_handled",
         "_held",
         "_kept",
+        "_largest",
         "_later",
         "_opened",
         "_payload_limit",
@@ -158,6 +160,8 @@ class LaneReceiver:
         self._active: dict[int, Incoming] = {}
         # What those hold, bytes.
         self._held = 0
+        # The longest message so far, bytes.
+        self._largest = 0
         self._received = 0
         self._handled = 0
         # First and last of each run of messages handled ahead of one that is not, in order. There are at most as many runs as there
@@ -299,6 +303,8 @@ class LaneReceiver:
         if len(frame.payload) > self._payload_limit:
             raise RemoteProtocolError(f"payload of {len(frame.payload):,} bytes, the limit is {self._payload_limit:,}")
         self._received = seq
+        if size > self._largest:
+            self._largest = size
         incoming = Incoming(self, frame, size)
         if self._cancelled_later and seq in self._cancelled_later:
             self._cancelled_later.remove(seq)
@@ -428,9 +434,15 @@ class LaneReceiver:
     def credit_limit(self, window: int) -> int:
         """Return the absolute offset that the peer may send up to with this window.
 
-        A frame that has begun counts as handled until it is complete: else a message longer than the window would never arrive.
+        A message that has begun within the window may come to its end, however long it is; and behind it there is room for cancellations,
+        without which the handlers that hold the window might never end. Our own senders begin no message in that room. What others
+        put there has not begun within the window, so that it gives no further room.
         """
-        return self.released + self._reader.partial + window
+        reader = self._reader
+        limit = self.released + window
+        if self.held_bytes - max(reader.partial, self._largest) < window:
+            return max(limit, self.arrived + reader.missing + CREDIT_RESERVE)
+        return limit
 
     @property
     def state(self) -> LaneState:

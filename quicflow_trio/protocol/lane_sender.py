@@ -290,7 +290,8 @@ class LaneSender(OneByOne):
             self._outbox.append(outgoing)
             outgoing.admitted()
             moved = True
-        if moved and self.notify is not None:
+        # Also when the last one was taken back, which somebody may wait for who drains.
+        if (moved or not self._outbox.size) and self.notify is not None:
             self.notify(self)
 
     # -- from the stream's return half -----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_PROBE_INTERVAL",
     "MAX_PTO_DOUBLINGS",
     "MAX_REASON_BYTES",
+    "STANDSTILL",
     "Windows",
 ]
 
@@ -33,6 +34,9 @@ MAX_CRYPTO_FRAMES: Final = 1024
 
 MAX_REASON_BYTES: Final = 256
 """Longest reason beside a close code: it is written up to three times into one datagram of 1,200 bytes."""
+
+STANDSTILL: Final = 1024
+"""Bytes of a stream's credit that a sender may leave unused though it has more to send: ours keep as many for cancellations."""
 
 MAX_PROBE_INTERVAL: Final = 4.0
 """Seconds between probes up to which their interval doubles (RFC 9002 section 6.2 has no ceiling); the round trip must be shorter."""

@@ -22,7 +22,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
-from .limits import Windows
+from .limits import STANDSTILL, Windows
 
 __all__ = ["LeanSender"]
 
@@ -90,8 +90,8 @@ class LeanSender(QuicConnection):
         window = self._windows.stream_out if (stream.stream_id or 0) & 1 != self._is_client else self._windows.stream_in
         if self._shrunk:
             window = min(window, self._shrunk.get(stream.stream_id or 0, window))
-        # The middle condition: a peer that has used up all it was told of waits for whatever there is, however little.
-        return fresh * 4 >= window or receiver.highest_offset >= announced or (not alone and fresh * 8 >= window)
+        # The middle condition: a peer that has used up all it was told of, or nearly, waits for whatever there is, however little.
+        return fresh * 4 >= window or announced - receiver.highest_offset <= STANDSTILL or (not alone and fresh * 8 >= window)
 
     def _write_stream_limits(
         self,

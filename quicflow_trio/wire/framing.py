@@ -84,6 +84,11 @@ class FrameReader:
         """Bytes held of a frame that has begun and is not complete, its prefix included."""
         return len(self._buffer) - self._complete
 
+    @property
+    def missing(self) -> int:
+        """Bytes that are still to come of a frame that has begun, as far as its prefix is here; 0 between two frames."""
+        return self._wanted - len(self._buffer) if self.partial else 0
+
     def feed(self, data: bytes) -> None:
         """Take in what the stream delivered.
 

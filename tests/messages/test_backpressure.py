@@ -139,15 +139,16 @@ async def test_every_lane_stopped_still_leaves_acks_and_heartbeats(autojump_cloc
         assert_at_rest(world)
 
 
-async def test_cancelling_requests_on_a_stopped_lane_reaches_the_peer(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("size", [1000, 1050, 1100, 1150, 1175, 1225, 2250, 3375, 20_000])
+async def test_cancelling_requests_on_a_stopped_lane_reaches_the_peer(autojump_clock: MockClock, size: int) -> None:
     """Messages leave a part of the credit free: with none left, the peer could never be told to give up the handler."""
     gate = Gate()
     config = ServerConfig(handler_timeout=math.inf)
     async with open_world(network=MemoryNetwork(delay=0.01), router=gate.router, server_config=config) as world:
         client, session = world.clients["client-0"], world.server.sessions["client-0"]
         async with trio.open_nursery() as nursery:
-            for number in range(800):
-                nursery.start_soon(client.request, Message.command(b"%d" % number + bytes(1000)))
+            for number in range(800_000 // size):
+                nursery.start_soon(client.request, Message.command(b"%d" % number + bytes(size)))
             await trio.sleep(1)
             assert session.statistics().held_bytes > 500 * KIB
             assert len(gate.started) == 1
@@ -353,3 +354,75 @@ async def test_a_receipt_does_not_wait_for_a_handler(autojump_clock: MockClock) 
         await sent[-1].delivered()
         # The second handler's start makes room for the last two; it is 10 s until it has ended.
         assert trio.current_time() - begun == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize("acked", [False, True])
+@pytest.mark.parametrize("share", [0.45, 0.7, 0.85])
+@pytest.mark.parametrize("window", [16 * KIB, 64 * KIB])
+async def test_what_a_long_handler_leaves_of_the_window_is_used(
+    autojump_clock: MockClock, window: int, share: float, acked: bool
+) -> None:
+    """However little that is: the others go on, without a heartbeat to help them."""
+    router = Router()
+    done = 0
+
+    @router.on(MessageType.COMMAND)
+    async def long(request: Request) -> None:
+        await trio.sleep(500)
+
+    @router.on(MessageType.EVENT)
+    async def short(request: Request) -> None:
+        nonlocal done
+        await trio.sleep(0.1)
+        done += 1
+
+    limits = Limits(lane_window=window)
+    async with open_world(
+        router=router,
+        network=MemoryNetwork(delay=0.01),
+        server_config=ServerConfig(limits=limits, handler_timeout=math.inf, heartbeat_interval=1000, heartbeat_timeout=3000),
+        client_config=ClientConfig(limits=limits, heartbeat_interval=1000, heartbeat_timeout=3000),
+    ) as world:
+        client = world.clients["client-0"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.request, Message.command(bytes(int(window * share))), ack_timeout=math.inf))
+            await trio.sleep(1)
+            number = 2 * window // 1000
+            for _ in range(number):
+                if acked:
+                    nursery.start_soon(client.request, Message.event(bytes(900)))
+                else:
+                    await client.send(Message.event(bytes(900)))
+            await until(lambda: done == number, seconds=40)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_window_that_was_cut_grows_again_with_a_heartbeat_at_the_latest(autojump_clock: MockClock) -> None:
+    """What others have held is given back, and a lane that stands still learns of it although none of its own handlers ends."""
+    router = Router()
+    done = 0
+
+    @router.on(MessageType.COMMAND)
+    async def long(request: Request) -> None:
+        await trio.sleep(500 if request.message.payload.startswith(b"long") else 30)
+
+    @router.on(MessageType.EVENT)
+    async def short(request: Request) -> None:
+        nonlocal done
+        done += 1
+
+    config = ServerConfig(limits=Limits(total_bytes=MIB), handler_timeout=math.inf)
+    async with open_world(clients=3, router=router, server_config=config, network=MemoryNetwork(delay=0.01)) as world:
+        one, *others = world.clients.values()
+        async with trio.open_nursery() as nursery:
+            for other in others:
+                nursery.start_soon(partial(other.request, Message.command(bytes(500_000)), ack_timeout=math.inf))
+            await trio.sleep(1)
+            nursery.start_soon(partial(one.request, Message.command(b"long" + bytes(400_000)), ack_timeout=math.inf))
+            await trio.sleep(1)
+            for _ in range(600):
+                await one.send(Message.event(bytes(900)))
+            await trio.sleep(10)
+            assert done < 600
+            await until(lambda: done == 600, seconds=80)
+            nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ from quicflow_trio.config import Limits
 from quicflow_trio.protocol.credit import RETURN_WINDOW, SMALLEST_WINDOW, CreditBudget, connection_window
 from quicflow_trio.protocol.lane_receiver import FRAME_OVERHEAD, LaneReceiver
 from quicflow_trio.protocol.lane_sender import CREDIT_RESERVE
+from quicflow_trio.quic.limits import STANDSTILL
 from quicflow_trio.wire import LaneOpen, encode
 
 MIB = 1 << 20
@@ -63,4 +64,8 @@ def test_a_connection_has_credit_for_every_stopped_lane_and_the_rest() -> None:
 def test_even_the_smallest_window_lets_a_message_pass() -> None:
     """Senders keep a reserve for cancellations: a window no larger than that would stop a lane for good."""
     assert SMALLEST_WINDOW > 2 * CREDIT_RESERVE
+
+
+def test_the_transport_knows_how_much_a_sender_leaves() -> None:
+    assert STANDSTILL == CREDIT_RESERVE
     assert Limits(lane_window=SMALLEST_WINDOW).lane_window == SMALLEST_WINDOW

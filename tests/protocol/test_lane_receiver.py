@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from quicflow_trio.errors import RemoteProtocolError
 from quicflow_trio.message import AckStatus
 from quicflow_trio.protocol.lane_receiver import FRAME_OVERHEAD, RECEIPT_RANGES, Incoming, LaneReceiver
+from quicflow_trio.protocol.lane_sender import CREDIT_RESERVE
 from quicflow_trio.wire import (
     AckFrame,
     FrameReader,
@@ -155,14 +156,14 @@ def test_unknown_frames_are_skipped_and_cost_no_credit() -> None:
 # -- credit ------------------------------------------------------------------------------------------------------------
 def test_a_message_holds_its_credit_until_its_handler_has_ended() -> None:
     lane = make_lane()
-    base = lane.credit_limit(1000)
+    base = lane.credit_limit(10_000)
     first, second = message(1, bytes(500)), message(2, bytes(300))
     arrive(lane, first, second)
-    assert (lane.held_bytes, lane.credit_limit(1000)) == (len(first) + len(second), base)
+    assert (lane.held_bytes, lane.credit_limit(10_000)) == (len(first) + len(second), base)
     end(lane, 2)
-    assert (lane.held_bytes, lane.credit_limit(1000)) == (len(first), base + len(second))
+    assert (lane.held_bytes, lane.credit_limit(10_000)) == (len(first), base + len(second))
     end(lane, 1)
-    assert (lane.held_bytes, lane.credit_limit(1000)) == (0, base + len(first) + len(second))
+    assert (lane.held_bytes, lane.credit_limit(10_000)) == (0, base + len(first) + len(second))
 
 
 def test_a_message_longer_than_the_window_arrives_piece_by_piece() -> None:
@@ -178,6 +179,22 @@ def test_a_message_longer_than_the_window_arrives_piece_by_piece() -> None:
         position = allowed
     assert lane.decode(1) == 1
     assert lane.held_bytes == len(frame)
+
+
+def test_behind_the_last_message_of_a_full_window_there_is_room_for_cancellations() -> None:
+    lane = make_lane()
+    start, window = lane.arrived, 1500
+    first, second = message(1, bytes(1000)), message(2, bytes(1000))
+    arrive(lane, first + second[:10])
+    end = start + len(first) + len(second)
+    assert lane.credit_limit(window) == end + CREDIT_RESERVE, "it began within the window, and may come to its end"
+    arrive(lane, second[10:])
+    assert lane.credit_limit(window) == end + CREDIT_RESERVE
+    cancellation = encode_cancel(2)
+    arrive(lane, cancellation)
+    assert lane.credit_limit(window) == end + len(cancellation) + CREDIT_RESERVE, "as many as there are"
+    arrive(lane, message(3, bytes(900)))
+    assert lane.credit_limit(window) < lane.arrived, "what has begun in that room opens no more of it"
 
 
 # -- receipts and acks -------------------------------------------------------------------------------------------------
@@ -361,7 +378,8 @@ class Model(RuleBasedStateMachine):
         assert lane.active == len(active)
         raw = lane._reader.buffered + sum(len(body) + 4 for body in lane._later)
         assert lane.held_bytes == raw + sum(self.sizes[seq] for seq in active)
-        assert lane.credit_limit(100) == lane.arrived - lane.held_bytes + lane._reader.partial + 100
+        least = lane.arrived - lane.held_bytes + 100
+        assert least <= lane.credit_limit(100) <= max(least, lane.arrived + lane._reader.missing + CREDIT_RESERVE)
         assert lane.ack_bytes >= 0
 
 

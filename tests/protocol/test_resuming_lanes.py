@@ -284,9 +284,9 @@ def test_what_handlers_hold_counts_against_the_new_stream() -> None:
     size = len(message(1, bytes(300)))
     for _ in range(5):
         reattach(lane, 0, 1000)
-        assert lane.credit_limit(1000) == lane.arrived - size + 1000
+        assert lane.credit_limit(10_000) == lane.arrived - size + 10_000
     end(lane, 1)
-    assert (lane.held_bytes, lane.credit_limit(1000)) == (0, lane.arrived + 1000)
+    assert (lane.held_bytes, lane.credit_limit(10_000)) == (0, lane.arrived + 10_000)
 
 
 def test_no_more_than_a_window_is_decoded_ahead_of_the_handlers() -> None:

@@ -19,6 +19,7 @@ from quicflow_trio.quic.engine import (
     StreamReset,
     StreamStopped,
 )
+from quicflow_trio.quic.limits import STANDSTILL
 from quicflow_trio.quic.tls import is_certificate_alert
 from quicflow_trio.testing.pair import CLIENT, SERVER
 from tests.quic.conftest import PairMaker
@@ -270,16 +271,28 @@ def test_the_sender_stops_at_the_granted_byte_and_goes_on_after_a_grant(pair: Pa
 
 def test_the_return_half_has_credit_of_its_own(pair: PairMaker, pairing: tuple[str, str]) -> None:
     not_for_qh3(pairing, client=OWN_CREDIT)
-    windows = Windows(stream_in=WINDOW, stream_out=1000, connection=10 * WINDOW, streams=4)
+    windows = Windows(stream_in=WINDOW, stream_out=4000, connection=10 * WINDOW, streams=4)
     both = pair(client={"windows": windows})
     stream = opened(both)
     both.client.write(stream, b"?")
     both.run(0.5)
-    assert both.server.credit(stream) == 1000
-    assert not both.client.grant(stream, 1249), "less than a quarter of 1,000 is new"
-    assert both.client.grant(stream, 1250)
+    assert both.server.credit(stream) == 4000
+    assert not both.client.grant(stream, 4999), "less than a quarter of 4,000 is new"
+    assert both.client.grant(stream, 5000)
     both.run(0.5)
-    assert both.server.credit(stream) == 1250
+    assert both.server.credit(stream) == 5000
+
+
+def test_who_nearly_stands_still_is_told_of_whatever_is_new(pair: PairMaker, pairing: tuple[str, str]) -> None:
+    not_for_qh3(pairing, server=OWN_CREDIT)
+    both = pair()
+    stream = opened(both)
+    both.client.write(stream, bytes(WINDOW - STANDSTILL - 1))
+    both.run(0.5)
+    assert not both.server.grant(stream, WINDOW + 1)
+    both.client.write(stream, b"?")
+    both.run(0.5)
+    assert both.client.credit(stream) == STANDSTILL + 1
 
 
 def test_a_small_update_rides_in_a_packet_that_leaves_anyway(pair: PairMaker, pairing: tuple[str, str]) -> None:
