@@ -257,7 +257,7 @@ def test_what_may_be_redelivered_and_is_forgotten(monkeypatch: pytest.MonkeyPatc
 
 def test_resend_buffers_that_are_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LaneSender, "_handled", lambda lane, seq: lane._unhandled.pop(seq, None))
-    assert "_kept_bytes" in texts(simulate(SHORT), "left over")
+    assert "_kept_bytes" in texts(simulate(CALM), "left over")
 
 
 def test_a_gate_that_stands_open(monkeypatch: pytest.MonkeyPatch) -> None:
